@@ -1,0 +1,167 @@
+// Boundary of depthwise_conv2d: checks arguments, allocates outputs in the input's memory format, fills Params.
+// Compiled once for each CPU library and once, with LIGHTKERNELS_CUDA, for the CUDA library.
+#include "depthwise_conv2d.h"
+
+#include "boundary.h"
+
+namespace lightkernels {
+namespace {
+
+Activation activation_of(const std::string& name) {
+  if (name == "none") return Activation::kNone;
+  if (name == "relu") return Activation::kRelu;
+  if (name == "relu6") return Activation::kRelu6;
+  if (name == "silu") return Activation::kSilu;
+  if (name == "hardswish") return Activation::kHardswish;
+  fail("depthwise_conv2d: activation must be one of none, relu, relu6, silu, hardswish, got '", name, "'");
+}
+
+// Rows or columns of the output.
+int64_t output_size(const char* op, const char* axis, int64_t input, int64_t kernel, int64_t stride, int64_t before,
+                    int64_t after, int64_t dilation) {
+  const int64_t padded = input + before + after, span = dilation * (kernel - 1) + 1;
+  if (kernel < 1 || padded < span) {
+    fail(op, ": the padded input's ", axis, " is ", padded, ", but the kernel spans ", span,
+         "; the output would be empty");
+  }
+  return (padded - span) / stride + 1;
+}
+
+// Params with everything that follows from the geometry; the caller adds pointers, strides and the weight.
+DepthwiseConv2dParams geometry(const char* op, int64_t ih, int64_t iw, int64_t kh, int64_t kw, const Ints& stride,
+                               const Ints& padding, const Ints& dilation) {
+  if (stride.size() != 2 || stride[0] < 1 || stride[1] < 1) fail(op, ": stride must be positive, got ", show(stride));
+  if (dilation.size() != 2 || dilation[0] < 1 || dilation[1] < 1) {
+    fail(op, ": dilation must be positive, got ", show(dilation));
+  }
+  if (padding.size() != 4) fail(op, ": padding must be (top, bottom, left, right), got ", show(padding));
+  DepthwiseConv2dParams p{};
+  p.ih = ih, p.iw = iw, p.kh = kh, p.kw = kw;
+  p.stride_h = stride[0], p.stride_w = stride[1];
+  p.padding_t = padding[0], p.padding_l = padding[2];
+  p.dilation_h = dilation[0], p.dilation_w = dilation[1];
+  p.oh = output_size(op, "height", ih, kh, stride[0], padding[0], padding[1], dilation[0]);
+  p.ow = output_size(op, "width", iw, kw, stride[1], padding[2], padding[3], dilation[1]);
+  return p;
+}
+
+Strides4 strides_of(const View& v) { return {v.strides[0], v.strides[1], v.strides[2], v.strides[3]}; }
+
+void set_weight(DepthwiseConv2dParams& p, const View& weight) {
+  p.weight = weight.data;
+  p.weight_c = weight.strides[0], p.weight_h = weight.strides[2], p.weight_w = weight.strides[3];
+}
+
+void check_weight(const char* op, const View& weight, const char* name, const View& x) {
+  if (weight.dim != 4 || weight.sizes[1] != 1) {
+    fail(op, ": weight must have shape [c, 1, kh, kw], got ", weight.shape());
+  }
+  if (weight.dtype != x.dtype) fail(op, ": tensors must share one dtype, got another for weight than for ", name);
+  if (!weight.same_place(x)) fail(op, ": tensors must be on one device, weight is on another than ", name);
+}
+
+Tensor forward(const Tensor& x_, const Tensor& weight_, const std::optional<Tensor>& bias_, const Ints& stride,
+               const Ints& padding, const Ints& dilation, const std::string& activation) {
+  const char* op = "depthwise_conv2d";
+  const View x(x_), weight(weight_);
+  if (x.dim != 4) fail(op, ": x must have shape [n, c, h, w], got ", x.shape());
+  check_weight(op, weight, "x", x);
+  const int64_t n = x.sizes[0], in_channels = x.sizes[1], c = weight.sizes[0];
+  if (in_channels == 0 || c == 0 || c % in_channels) {
+    fail(op, ": weight must have a positive multiple of x's ", in_channels, " channels in dimension 0, got ", c);
+  }
+  auto p = geometry(op, x.sizes[2], x.sizes[3], weight.sizes[2], weight.sizes[3], stride, padding, dilation);
+  p.dtype = dtype_of(op, x);
+  p.activation = activation_of(activation);
+  p.n = n, p.c = c, p.multiplier = c / in_channels;
+  std::optional<Tensor> dense_bias;  // keeps a compacted bias alive
+  if (bias_) {
+    View bias(*bias_);
+    if (bias.dim != 1 || bias.sizes[0] != c) fail(op, ": bias must have shape [", c, "], got ", bias.shape());
+    if (bias.dtype != x.dtype || !bias.same_place(x)) fail(op, ": bias must have x's dtype and device");
+    p.bias = bias.data;
+    if (bias.strides[0] != 1 && c > 1) {
+      dense_bias = torch::stable::contiguous(*bias_);
+      p.bias = View(*dense_bias).data;
+    }
+  }
+  Tensor y_ = empty_nchw(x, n, c, p.oh, p.ow);
+  if (n == 0) return y_;
+  const View y(y_);
+  p.x = x.data, p.y = y.data;
+  p.x_strides = strides_of(x), p.y_strides = strides_of(y);
+  set_weight(p, weight);
+  launch(x, p, machine::depthwise_conv2d_forward_workspace(p), machine::depthwise_conv2d_forward);
+  return y_;
+}
+
+Tensor backward_input(const Tensor& dy_, const Tensor& weight_, int64_t ih, int64_t iw, int64_t channels,
+                      const Ints& stride, const Ints& padding, const Ints& dilation) {
+  const char* op = "depthwise_conv2d_backward_input";
+  const View dy(dy_), weight(weight_);
+  if (dy.dim != 4) fail(op, ": dy must have shape [n, c, h, w], got ", dy.shape());
+  check_weight(op, weight, "dy", dy);
+  const int64_t n = dy.sizes[0], c = dy.sizes[1];
+  if (channels < 1 || c != weight.sizes[0] || c % channels || c == 0) {
+    fail(op, ": dy and weight must have the same positive multiple of ", channels, " channels, got ", c, " and ",
+         weight.sizes[0]);
+  }
+  auto p = geometry(op, ih, iw, weight.sizes[2], weight.sizes[3], stride, padding, dilation);
+  if (dy.sizes[2] != p.oh || dy.sizes[3] != p.ow) {
+    fail(op, ": dy must be [", p.oh, ", ", p.ow, "] in its last dimensions, got ", dy.shape());
+  }
+  p.dtype = dtype_of(op, dy);
+  p.n = n, p.c = c, p.multiplier = c / channels;
+  Tensor dx_ = empty_nchw(dy, n, channels, ih, iw);
+  if (n * ih * iw == 0) return dx_;
+  const View dx(dx_);
+  p.x = dx.data, p.y = dy.data;
+  p.x_strides = strides_of(dx), p.y_strides = strides_of(dy);
+  set_weight(p, weight);
+  launch(dy, p, machine::depthwise_conv2d_backward_input_workspace(p), machine::depthwise_conv2d_backward_input);
+  return dx_;
+}
+
+std::tuple<Tensor, Tensor> backward_weight(const Tensor& dy_, const Tensor& x_, int64_t kh, int64_t kw,
+                                           const Ints& stride, const Ints& padding, const Ints& dilation) {
+  const char* op = "depthwise_conv2d_backward_weight";
+  const View dy(dy_), x(x_);
+  if (dy.dim != 4 || x.dim != 4 || dy.sizes[0] != x.sizes[0]) {
+    fail(op, ": dy and x must have shape [n, c, h, w] with one n, got ", dy.shape(), " and ", x.shape());
+  }
+  if (dy.dtype != x.dtype) fail(op, ": tensors must share one dtype, got another for dy than for x");
+  if (!dy.same_place(x)) fail(op, ": tensors must be on one device, dy is on another than x");
+  const int64_t n = x.sizes[0], in_channels = x.sizes[1], c = dy.sizes[1];
+  if (in_channels == 0 || c == 0 || c % in_channels) {
+    fail(op, ": dy must have a positive multiple of x's ", in_channels, " channels, got ", c);
+  }
+  auto p = geometry(op, x.sizes[2], x.sizes[3], kh, kw, stride, padding, dilation);
+  if (dy.sizes[2] != p.oh || dy.sizes[3] != p.ow) {
+    fail(op, ": dy must be [", p.oh, ", ", p.ow, "] in its last dimensions, got ", dy.shape());
+  }
+  p.dtype = dtype_of(op, x);
+  p.n = n, p.c = c, p.multiplier = c / in_channels;
+  Tensor dweight_ = empty(x, {c, 1, kh, kw}, {kh * kw, kh * kw, kw, 1});
+  Tensor dbias_ = empty(x, {c}, {1}, 1);
+  if (n == 0) {
+    torch::stable::zero_(dweight_);
+    torch::stable::zero_(dbias_);
+    return {dweight_, dbias_};
+  }
+  p.x = x.data, p.y = dy.data;
+  p.x_strides = strides_of(x), p.y_strides = strides_of(dy);
+  set_weight(p, View(dweight_));
+  p.bias = View(dbias_).data;
+  launch(x, p, machine::depthwise_conv2d_backward_weight_workspace(p), machine::depthwise_conv2d_backward_weight);
+  return {dweight_, dbias_};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(pytorch_ext, LIGHTKERNELS_DISPATCH_KEY, m) {
+  m.impl("depthwise_conv2d", TORCH_BOX(&forward));
+  m.impl("depthwise_conv2d_backward_input", TORCH_BOX(&backward_input));
+  m.impl("depthwise_conv2d_backward_weight", TORCH_BOX(&backward_weight));
+}
+
+}  // namespace lightkernels

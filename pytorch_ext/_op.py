@@ -1,0 +1,171 @@
+"""How an op enters torch: schema, fake, derivative, vmap, autocast, and which implementation answers on which device.
+
+Every op family lives in `ops/<family>.py`. A compiled library (`_load.py`) registers itself with the dispatcher; what
+is written here are the two others, Triton's `kernels/<family>.py` and the reference, and `use()`, which forces one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import _load
+
+NAMESPACE = "pytorch_ext"
+IMPLEMENTATIONS = ("reference", "cpp", "cuda", "triton")
+
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")
+
+
+@dataclass(frozen=True)
+class Op:
+    """One registered operator."""
+
+    name: str  # as in torch.ops.pytorch_ext.<name>
+    family: str  # the module of pytorch_ext.ops, and of pytorch_ext.kernels, that holds it
+    reference: Callable
+
+    def triton(self, *args):
+        """Triton's implementation, imported at the first call: importing the library never imports Triton."""
+        return getattr(importlib.import_module(f"pytorch_ext.kernels.{self.family}"), self.name)(*args)
+
+
+OPS: dict[str, Op] = {}
+
+
+def register(
+    schema: str,
+    *,
+    reference: Callable,
+    fake: Callable,
+    setup_context: Callable,
+    backward: Callable,
+    vmap: Callable,
+    autocast: bool = False,
+):
+    """Defines `schema` in torch.ops.pytorch_ext and returns its overload, ready to call."""
+    op = Op(schema.split("(")[0], reference.__module__.rsplit(".", 1)[-1], reference)
+    qualified = f"{NAMESPACE}::{op.name}"
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(op.name, reference, "CompositeExplicitAutograd")
+    if "cuda" not in _load.libraries and triton_missing() is None and torch.cuda.is_available():
+        _library.impl(op.name, op.triton, "CUDA")
+    torch.library.register_fake(qualified, fake, lib=_library)
+    torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_library)
+    torch.library.register_vmap(qualified, vmap, lib=_library)
+    overload = getattr(getattr(torch.ops, NAMESPACE), op.name).default
+    if autocast:
+        for device in ("CPU", "CUDA"):
+            _library.impl(op.name, _autocast(overload, device), f"Autocast{device}")
+    OPS[op.name] = op
+    return overload
+
+
+def _autocast(overload, device: str) -> Callable:
+    """Casts floating tensors to the region's dtype (register_autocast knows one fixed dtype only)."""
+    exclude = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device}"))
+
+    def cast(value, dtype):
+        eligible = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
+        return value.to(dtype) if eligible else value
+
+    def call(*args):
+        dtype = torch.get_autocast_dtype(device.lower())
+        with torch._C._ExcludeDispatchKeyGuard(exclude):
+            return overload(*[cast(a, dtype) for a in args])
+
+    return call
+
+
+def triton_missing() -> str | None:
+    """Why Triton cannot be used, or None."""
+    return None if importlib.util.find_spec("triton") else "triton is not installed"
+
+
+# --- choosing an implementation ---------------------------------------------------------------------------------------
+_forced: list[str] = []
+_override: torch.library.Library | None = None
+_lock = threading.RLock()
+
+
+def _apply() -> None:
+    """Makes the dispatcher hold what the innermost `use` asks for."""
+    global _override
+    if _override is not None:
+        _override._destroy()
+        _override = None
+    if not _forced or _forced[-1] in ("cpp", "cuda"):  # the compiled libraries are what lies underneath
+        return
+    _override = torch.library.Library(NAMESPACE, "IMPL")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*Overriding a previously registered kernel.*")
+        warnings.filterwarnings("ignore", message=".*Warning only once for all operators.*")
+        for op in OPS.values():
+            for key in ("CPU", "CUDA"):
+                _override.impl(op.name, getattr(op, _forced[-1]), key, allow_override=True)
+
+
+@contextlib.contextmanager
+def use(implementation: str) -> Iterator[None]:
+    """Forces one implementation of every op inside a ``with`` block, in the whole process.
+
+    Args:
+        implementation: ``"reference"`` (plain torch), ``"cpp"`` (compiled CPU library), ``"cuda"`` (compiled CUDA
+            library) or ``"triton"``.
+
+    Raises:
+        ValueError: an unknown name.
+        RuntimeError: that implementation is not available here; the text says why.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)}, got {implementation!r}")
+    reason = unavailable(implementation)
+    if reason:
+        raise RuntimeError(f"implementation {implementation!r} is not available: {reason}")
+    with _lock:
+        _forced.append(implementation)
+        _apply()
+    try:
+        yield
+    finally:
+        with _lock:
+            _forced.pop()
+            _apply()
+
+
+def unavailable(implementation: str) -> str | None:
+    """Why an implementation cannot answer on this machine, or None where it can."""
+    if implementation == "cpp":
+        return None if "cpu" in _load.libraries else _load.reasons["cpu"]
+    if implementation == "cuda":
+        return None if "cuda" in _load.libraries else _load.reasons["cuda"]
+    return triton_missing() if implementation == "triton" else None
+
+
+# --- arguments that every op takes ------------------------------------------------------------------------------------
+def pair(value, name: str) -> tuple[int, int]:
+    """(height, width) from a positive int or a pair of them."""
+    if type(value) is int:
+        value = (value, value)
+    elif isinstance(value, torch.SymInt):
+        return value, value
+    elif not isinstance(value, (tuple, list)) or not all(isinstance(v, (int, torch.SymInt)) for v in value):
+        raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}")
+    elif len(value) != 2:
+        raise ValueError(f"{name} must be an int or a pair of ints, got {value!r}")
+    if value[0] < 1 or value[1] < 1:
+        raise ValueError(f"{name} must be positive, got {value!r}")
+    return value
+
+
+def memory_format_of(x: Tensor) -> torch.memory_format:
+    """channels_last where x's strides are ordered so (torch's own rule, csrc/boundary.h has it too), else contiguous."""
+    return torch._prims_common.suggest_memory_format(x) if x.dim() == 4 else torch.contiguous_format

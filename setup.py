@@ -223,7 +223,9 @@ def write_ninja(module_name: str) -> None:
         flags = f"-std=c++17 {optimise} -Xcompiler -fPIC,-fvisibility=hidden {gencode}"
         ninja.rule("cu", f"{nvcc} {flags} -Icsrc -MD -MF $out.d -c $in -o $out")
         hide = "-Xlinker -z -Xlinker defs -Xlinker --as-needed -Xlinker --exclude-libs -Xlinker ALL"
-        ninja.rule("cu_so", f"{nvcc} -shared -cudart static --no-device-link {hide} $in {libraries} -o $out", depfile=False)
+        ninja.rule(
+            "cu_so", f"{nvcc} -shared -cudart static --no-device-link {hide} $in {libraries} -o $out", depfile=False
+        )
         objects = ninja.objects("cpp", "cuda_boundary", sources("*.cpp"), f"-DLIGHTKERNELS_CUDA {boundary}")
         ninja.link("cu_so", "_cuda.so", objects + ninja.objects("cu", "cuda", sources("cuda/*.cu"), ""))
         version = re.search(r"release (\S+),", run(nvcc, "--version"))[1]

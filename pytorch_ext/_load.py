@@ -29,8 +29,15 @@ def instruction_sets() -> list[str]:
     return order[best::-1]
 
 
+def _disabled() -> set[str]:
+    devices = {device.strip() for device in os.environ.get(DISABLE, "").split(",")} - {""}
+    if unknown := devices - {"cpu", "cuda"}:
+        raise ImportError(f"pytorch_ext: {DISABLE} may name cpu and cuda, got {', '.join(sorted(unknown))}")
+    return devices
+
+
 def _load(device: str, candidates: list[str]) -> None:
-    if device in os.environ.get(DISABLE, "").split(","):
+    if device in _disabled():
         reasons[device] = f"disabled by {DISABLE}"
         return
     for name in candidates:

@@ -13,6 +13,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,7 +67,7 @@ def register(
         for device in ("CPU", "CUDA"):
             _library.impl(op.name, _autocast(overload, device), f"Autocast{device}")
     OPS[op.name] = op
-    transformable = type(
+    transformable: Any = type(
         op.name,
         (torch.autograd.Function,),
         {
@@ -174,7 +175,7 @@ def pair(value, name: str) -> tuple[int, int]:
     if type(value) is int:
         value = (value, value)
     elif isinstance(value, torch.SymInt):
-        return value, value
+        return value, value  # type: ignore[return-value]
     elif not isinstance(value, (tuple, list)) or not all(isinstance(v, (int, torch.SymInt)) for v in value):
         raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}")
     elif len(value) != 2:
@@ -185,5 +186,5 @@ def pair(value, name: str) -> tuple[int, int]:
 
 
 def memory_format_of(x: Tensor) -> torch.memory_format:
-    """channels_last where x's strides are ordered so (torch's own rule, csrc/boundary.h has it too), else contiguous."""
+    """channels_last where x's strides are ordered so (torch's rule, in csrc/boundary.h too), else contiguous."""
     return torch._prims_common.suggest_memory_format(x) if x.dim() == 4 else torch.contiguous_format

@@ -386,13 +386,16 @@ def depthwise_conv1d(
         raise ValueError(f"x must have shape [n, c, length] or [c, length], got {list(x.shape)}")
     if weight.dim() != 3:
         raise ValueError(f"weight must have shape [c, 1, k], got {list(weight.shape)}")
+    sides: int | tuple[int, int, int, int] | str
     if isinstance(padding, int):
-        padding = (0, 0, padding, padding)
+        sides = (0, 0, padding, padding)
     elif isinstance(padding, (tuple, list)) and len(padding) == 2:
-        padding = (0, 0, *padding)
-    elif padding not in ("same", "valid"):
+        sides = (0, 0, *padding)
+    elif padding in ("same", "valid"):
+        sides = padding
+    else:
         raise ValueError(f"padding must be an int, (left, right), 'same' or 'valid', got {padding!r}")
     y = depthwise_conv2d(
-        x.unsqueeze(-2), weight.unsqueeze(-2), bias, (1, stride), padding, (1, dilation), activation
+        x.unsqueeze(-2), weight.unsqueeze(-2), bias, (1, stride), sides, (1, dilation), activation
     )
     return y.squeeze(-2)

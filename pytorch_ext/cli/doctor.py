@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -26,7 +25,7 @@ def _no_gpu() -> str | None:
 
 def _build() -> dict[str, Any]:
     """Facts of the build and of this CPU, from the module that setup.py compiles beside the libraries."""
-    if importlib.util.find_spec("pytorch_ext._build") is None:
+    if not any(_load.FOLDER.glob("_build.*.so")):
         return {"facts": None, "why": "pytorch_ext._build is not built"}
     module = importlib.import_module("pytorch_ext._build")
     return {"facts": json.loads(module.facts()), "cpu_features": module.cpu_features()}

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -197,3 +198,18 @@ def test_setup_refuses_a_switch_it_does_not_know(switch, value, message):
     assert result.returncode != 0
     assert switch in result.stderr
     assert message in result.stderr
+
+
+# --- README -----------------------------------------------------------------------------------------------------------
+def test_the_examples_of_the_readme_run(tmp_path):
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert blocks
+    result = run("-c", "\n".join(blocks), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_readme_documents_every_switch():
+    text = (ROOT / "README.md").read_text()
+    for name in re.findall(r'(?:switch|words)\("(\w+)"\)', (ROOT / "setup.py").read_text()):
+        assert f"LIGHTKERNELS_{name}" in text
+    assert _load.DISABLE in text

@@ -35,13 +35,13 @@ $(VENV)/requirements: requirements-dev.txt $(VENV)/made
 	@touch $@
 
 $(VENV)/installed: setup.py pyproject.toml $(VENV)/requirements
-	@echo "==> pip install -e . (compiles csrc with ninja; build switches: README.md)"
-	@$(PIP) install --no-build-isolation --no-deps -e .
+	@echo "==> pip install -e . (Python only; what is compiled is the next step's)"
+	@LIGHTKERNELS_CPU=0 LIGHTKERNELS_CUDA=0 $(PIP) install --no-build-isolation --no-deps -e .
 	@touch $@
 
 # Asked anew every time: ninja knows in a moment what is out of date, new files and switches included.
 build: $(VENV)/installed ## compile what changed in csrc, into pytorch_ext/
-	@echo "==> compiling what changed in csrc"
+	@echo "==> compiling what changed in csrc, with ninja (build switches: README.md)"
 	@$(BIN)/python setup.py -q build_ext --inplace
 
 test: build lint types ## lint, type check, all tests but the slow ones (PYTEST_ARGS="-k name" for some)

@@ -95,7 +95,7 @@ def test_sdist_to_wheel_to_an_environment_without_tools(tree, tmp_path):
 
 def test_pip_install(tree, tmp_path):
     environment = Environment(tmp_path / "environment", *TOOLS)
-    environment.pip("install", "--no-build-isolation", "--no-deps", tree)
+    environment.pip("install", "--no-build-isolation", "--no-deps", tree, LIGHTKERNELS_CUDA="0", MAX_JOBS="1")
     folder, library = environment.call()
     assert folder.is_relative_to(tmp_path / "environment")
     assert library != "None"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import json
@@ -23,6 +24,7 @@ def _no_gpu() -> str | None:
     return "no GPU is visible" if torch.backends.cuda.is_built() else f"torch {torch.__version__} is built without CUDA"
 
 
+@functools.cache
 def _build() -> dict[str, Any]:
     """Facts of the build and of this CPU, from the module that setup.py compiles beside the libraries."""
     if not any(_load.FOLDER.glob("_build.*.so")):
@@ -35,9 +37,18 @@ def _registered(op: _op.Op, key: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"{_op.NAMESPACE}::{op.name}", key)
 
 
+def _why_no_library(device: str) -> str | None:
+    """Why a compiled library is not loaded, or None where it is; the build knows more than the empty place tells."""
+    reason = _load.reasons.get(device)
+    facts = _build()["facts"]
+    if device == "cuda" and reason and reason.startswith("not built") and facts and facts["no_cuda"]:
+        return f"not built: {facts['no_cuda']}"
+    return reason
+
+
 def _why_not_compiled(op: _op.Op, device: str) -> str | None:
     if device not in _load.libraries:
-        return _load.reasons[device]
+        return _why_no_library(device)
     if not _registered(op, device.upper()):
         return f"{_load.libraries[device].name} has no kernel for it"
     return _no_gpu() if device == "cuda" else None
@@ -116,7 +127,7 @@ def report() -> dict[str, Any]:
         "libraries": {
             device: {
                 "path": str(_load.libraries[device]) if device in _load.libraries else None,
-                "why_not": _load.reasons.get(device),
+                "why_not": _why_no_library(device),
             }
             for device in ("cpu", "cuda")
         },

@@ -18,7 +18,7 @@ namespace lightkernels::cuda {
 // by a later call into CUDA, as everywhere.
 template <class... Params>
 void launch_kernel(void (*kernel)(Params...), dim3 grid, dim3 block, size_t smem, void* stream, const Params&... args) {
-  kernel<<<grid, block, smem, static_cast<cudaStream_t>(stream)> > >(args...);
+  kernel<<<grid, block, smem, static_cast<cudaStream_t>(stream)>>>(args...);
   if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) {
     throw std::runtime_error(std::string("launch of a CUDA kernel failed: ") + cudaGetErrorString(error));
   }

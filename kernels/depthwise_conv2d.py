@@ -21,7 +21,7 @@ INTERPRETED = triton.knobs.runtime.interpret
 # --- kernels ----------------------------------------------------------------------------------------------------------
 @triton.jit
 def _tile(index, c, h, w, WIDE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
-    """Tile `index` of [.., c, h, w], columns fastest: the rest of the index, channels [C, 1], rows and columns [1, P]."""
+    """Tile `index` of [.., c, h, w], columns fastest: its batch, channels [C, 1], rows and columns [1, P]."""
     if WIDE:
         index = index.to(tl.int64)
     columns, rows, channels = tl.cdiv(w, BLOCK_W), tl.cdiv(h, BLOCK_H), tl.cdiv(c, BLOCK_C)

@@ -59,7 +59,7 @@ bench: build ## our kernels against PyTorch's on a real MobileNetV2, and each op
 
 lint: $(VENV)/requirements ## ruff, clang-format: say what is wrong
 	@echo "==> ruff check, ruff format --check, clang-format --dry-run"
-	@$(BIN)/ruff check -q .
+	@$(BIN)/ruff check -q --output-format concise .
 	@$(BIN)/ruff format -q --check . || { $(BIN)/ruff format --diff -q .; echo "make format mends it"; exit 1; }
 	@$(BIN)/clang-format --dry-run --Werror $(CXX_FILES) || { echo "make format mends it"; exit 1; }
 

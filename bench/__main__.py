@@ -28,7 +28,7 @@ from . import bench_models, report
 from .conditions import conditions, slug
 from .measure import Case, Options, measure
 from .peers import Skipped
-from .timing import Copy, Fma, NoCeiling, geomean, interleave
+from .timing import Copy, Fma, NoCeiling, geomean, interleave, keep_pages
 
 HERE = Path(__file__).parent
 COPY_SIZES = (32 << 10, 512 << 10, 8 << 20, 128 << 20)  # bytes read and written
@@ -63,6 +63,12 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         "--rounds", type=int, help=f"samples of each provider ({QUICK.rounds}, or {FULL.rounds} if full)"
     )
     parser.add_argument("--threads", type=int, default=1, help="intra-op threads (1)")
+    parser.add_argument(
+        "--system-allocator", action="store_true", help="let the C library return memory to the system between calls"
+    )
+    parser.add_argument(
+        "--render", type=Path, metavar="JSON", help="measure nothing: make the report of a stored result"
+    )
     parser.add_argument("--out", type=Path, default=HERE, help="folder for results/ and report/ (bench)")
     chosen = parser.parse_args(argv)
     for name in ("rounds", "threads"):
@@ -224,6 +230,9 @@ def run(console: Console, subjects: list[Case], options: Options) -> list[dict]:
 
 def main(argv: list[str] | None = None) -> int:
     chosen = arguments(argv)
+    if chosen.render:
+        print(write_report(json.loads(chosen.render.read_text(encoding="utf-8")), chosen.out))
+        return 0
     base = FULL if chosen.full else QUICK
     options = Options(chosen.rounds or base.rounds, chosen.threads, base.budget, base.full)
     console = Console()
@@ -237,7 +246,11 @@ def main(argv: list[str] | None = None) -> int:
         console.print(f"[red]no case's id holds {chosen.only!r}[/]; ids look like {selected(options, '')[0].id}")
         return 2
 
-    facts = conditions(threads=options.threads, rounds=options.rounds, what=what, only=chosen.only or None)
+    kept = not chosen.system_allocator and keep_pages()
+    allocator = "keeps freed pages" if kept else "the C library's default"
+    facts = conditions(
+        allocator=allocator, threads=options.threads, rounds=options.rounds, what=what, only=chosen.only or None
+    )
     why, measured = "", None
     try:
         measured = ceilings(options.threads)
@@ -268,10 +281,9 @@ def main(argv: list[str] | None = None) -> int:
     stamp = datetime.datetime.fromisoformat(facts["date"]).strftime("%Y-%m-%d-%H%M%S")
     name = "-".join([stamp, slug(facts["cpu"]), facts["isa"] or "reference", what, *filter(None, [slug(chosen.only)])])
     json_path = chosen.out / "results" / f"{name}.json"
-    html_path = chosen.out / "report" / "index.html"
-    for path, text in ((json_path, json.dumps(results, indent=1) + "\n"), (html_path, page(results))):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+    json_path.parent.mkdir(parents=True, exist_ok=True)
+    json_path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    html_path = write_report(results, chosen.out)
     console.print(f"\nresults  {json_path}\nreport   [bold]{html_path}[/]   (open it in a browser)")
     refused = [f"{row['case']}: {name}: {text}" for row in rows for name, text in row["wrong"].items()]
     for line in refused:
@@ -279,9 +291,15 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if refused else 0
 
 
-def page(results: dict) -> str:
-    thumbnails = {row["photograph"]: bench_models.thumbnail(row["photograph"]) for row in results["photographs"]}
-    return report.render(results, thumbnails)
+def write_report(results: dict, out: Path) -> Path:
+    try:
+        thumbnails = {row["photograph"]: bench_models.thumbnail(row["photograph"]) for row in results["photographs"]}
+    except ImportError:  # a stored result, rendered where scikit-image is missing
+        thumbnails = {}
+    path = out / "report" / "index.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(report.render(results, thumbnails), encoding="utf-8")
+    return path
 
 
 if __name__ == "__main__":

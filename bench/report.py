@@ -55,23 +55,21 @@ body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.55 sy
 main { max-width: 1080px; margin: 0 auto; padding: 32px 20px 80px; }
 h1 { font-size: 30px; margin: 0 0 4px; letter-spacing: -0.02em; } h2 { font-size: 21px; margin: 44px 0 6px; }
 h3 { font-size: 16px; margin: 26px 0 6px; } p { margin: 6px 0 12px; } .soft { color: var(--soft); }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(200px, 1fr)); gap: 14px; margin: 22px 0; }
+.cards { display: flex; flex-wrap: wrap; gap: 14px; margin: 22px 0; } .cards .card { flex: 1 1 200px; }
 .card, .panel { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 16px 18px; }
 .panel { margin: 12px 0; overflow-x: auto; }
 .card b { display: block; font-size: 32px; line-height: 1.15; letter-spacing: -0.02em;
   font-variant-numeric: tabular-nums; }
 .card span { color: var(--soft); font-size: 13.5px; }
 .alarm { border-left: 5px solid var(--bad); }
-.photos { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 14px; }
+.photos { display: flex; flex-wrap: wrap; gap: 14px; } .photos .card { flex: 1 1 280px; }
 .photos img { width: 100%; height: 210px; object-fit: cover; border-radius: 8px; display: block; }
 .photos .name { font-size: 19px; font-weight: 650; margin: 10px 0 4px; }
-.guess { display: grid; grid-template-columns: 1fr 52px; gap: 8px; font-size: 13.5px; margin: 3px 0;
-  position: relative; }
-.guess i { position: absolute; left: 0; top: 0; bottom: 0; background: var(--teal); opacity: 0.16; border-radius: 4px; }
-.guess span { padding: 1px 6px; }
-.guess em { font-style: normal; text-align: right; font-variant-numeric: tabular-nums; }
+.guess { display: flex; justify-content: space-between; font-size: 13.5px; margin: 3px 0; padding: 1px 7px;
+  border-radius: 4px; background: linear-gradient(#0f9d8a2e, #0f9d8a2e) no-repeat 0 0; }
+.card .guess span { color: var(--ink); } .guess em { font-style: normal; font-variant-numeric: tabular-nums; }
 svg { display: block; width: 100%; height: auto; min-width: 620px; }
-svg text { fill: var(--ink); font: 12px system-ui, sans-serif; }
+svg text { fill: var(--ink); font-family: system-ui, sans-serif; }
 svg .axis { stroke: var(--line); } svg .one { stroke: var(--soft); stroke-dasharray: 4 3; }
 svg .soft { fill: var(--soft); }
 svg .whisker { stroke: var(--ink); opacity: 0.55; } svg .value { font-variant-numeric: tabular-nums; font-weight: 600; }
@@ -116,7 +114,7 @@ def over_floor(row: dict, *names: str) -> float | None:
 
 
 # --- charts -----------------------------------------------------------------------------------------------------------
-LEFT, RIGHT, WIDTH = 176, 70, 980
+LEFT, RIGHT, WIDTH = 176, 96, 980
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -142,6 +140,11 @@ def _frame(height: float, scale, ticks: Iterable[float], unit: str) -> str:
         parts.append(f'<line class="{kind}" x1="{x:.1f}" x2="{x:.1f}" y1="6" y2="{height - 20:.1f}"/>')
         parts.append(f'<text class="soft" x="{x:.1f}" y="{height - 5:.1f}" text-anchor="middle">{tick:g}{unit}</text>')
     return "".join(parts)
+
+
+def _svg(height: float, label: str, parts: list[str]) -> str:
+    head = f'<svg viewBox="0 0 {WIDTH} {height}" font-size="12" role="img" aria-label="{label}">'
+    return head + "".join(parts) + "</svg>"
 
 
 def speedup_chart(rows: list[dict]) -> str:
@@ -170,13 +173,13 @@ def speedup_chart(rows: list[dict]) -> str:
             )
             parts.append(
                 f'<rect x="{x0:.1f}" y="{top}" width="{max(x1 - x0, 1.5):.1f}" height="{bar}" rx="2" '
-                f'fill="var({colour})"><title>{escape(tip)}</title></rect>'
+                f'style="fill:var({colour})"><title>{escape(tip)}</title></rect>'
                 f'<line class="whisker" x1="{q1:.1f}" x2="{q3:.1f}" y1="{top + bar / 2}" y2="{top + bar / 2}"/>'
                 f'<text class="value" x="{max(x1, q3) + 6:.1f}" y="{top + 9}" style="font-size:11px">'
                 f"{times(figures['median'])}</text>"
             )
     legend = _legend((f"{label}: ours against torch in that layout", colour) for _, label, colour in SPEEDUPS)
-    return f'{legend}<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="speed-up">{"".join(parts)}</svg>'
+    return legend + _svg(height, "speed-up", parts)
 
 
 def floor_chart(rows: list[dict]) -> str:
@@ -207,11 +210,11 @@ def floor_chart(rows: list[dict]) -> str:
             tip = f"{row['name']}, {label}: {value:.3g} × floor, {time(median(row, name))}"
             radius = 6 if name in ("ours", "ours_cl") else 4.5
             parts.append(
-                f'<circle cx="{scale(value):.1f}" cy="{y}" r="{radius}" fill="var({colour})" fill-opacity="0.9">'
+                f'<circle cx="{scale(value):.1f}" cy="{y}" r="{radius}" style="fill:var({colour})" fill-opacity="0.9">'
                 f"<title>{escape(tip)}</title></circle>"
             )
     legend = _legend((label, colour) for _, label, colour in present)
-    return f'{legend}<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="time over floor">{"".join(parts)}</svg>'
+    return legend + _svg(height, "time over the floor", parts)
 
 
 def time_chart(row: dict) -> str:
@@ -226,11 +229,11 @@ def time_chart(row: dict) -> str:
         y, width = 4 + i * step, (WIDTH - LEFT - RIGHT - 30) * figures["median"] / longest
         parts.append(
             f'<text x="{LEFT - 10}" y="{y + 15}" text-anchor="end">{escape(label)}</text>'
-            f'<rect x="{LEFT}" y="{y + 2}" width="{width:.1f}" height="18" rx="3" fill="var({colour})">'
+            f'<rect x="{LEFT}" y="{y + 2}" width="{width:.1f}" height="18" rx="3" style="fill:var({colour})">'
             f"<title>quartiles {time(figures['q1'])}–{time(figures['q3'])}</title></rect>"
             f'<text class="value" x="{LEFT + width + 8:.1f}" y="{y + 15}">{time(figures["median"])}</text>'
         )
-    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="times">{"".join(parts)}</svg>'
+    return _svg(height, "times", parts)
 
 
 # --- sections ---------------------------------------------------------------------------------------------------------
@@ -301,7 +304,8 @@ def _photographs(results: dict, thumbnails: dict[str, bytes]) -> str:
             data = base64.b64encode(picture).decode()
             image = f'<img alt="{escape(row["photograph"])}" src="data:image/jpeg;base64,{data}">'
         guesses = "".join(
-            f'<div class="guess"><i style="width:{100 * p:.1f}%"></i><span>{escape(label)}</span><em>{p:.3f}</em></div>'
+            f'<div class="guess" style="background-size:{100 * p:.1f}% 100%">'
+            f"<span>{escape(label)}</span><em>{p:.3f}</em></div>"
             for label, p in row["ours"]
         )
         same = [label for label, _ in row["ours"]] == [label for label, _ in row["torch"]]
@@ -385,12 +389,12 @@ def _conditions(results: dict) -> str:
         "our kernels": f"compiled for {facts['isa']}" if facts["isa"] else f"not compiled: {facts['why_not_compiled']}",
         "torch's instruction set": facts["torch_capability"],
         "versions": ", ".join(f"{n} {v}" for n, v in facts["versions"].items() if v),
+        "memory allocator": facts["allocator"],
         "compiler": facts["compiler"] or "–",
         "commit": f"{git['commit']}{' with uncommitted changes' if git['dirty'] else ''}" if git else "not in git",
         "date": facts["date"],
         "load average before, after": f"{facts['load_average']}, {facts.get('load_average_after')}",
-        "rounds": f"at most {facts['rounds']}, {facts['what']} run"
-        + (f", only {facts['only']}" if facts["only"] else ""),
+        "run": f"{facts['what']}{', only ' + facts['only'] if facts['only'] else ''}, at most {facts['rounds']} rounds",
     }
     if ceilings:
         lines["multiply-add peak"] = f"{ceilings['fma_gflops']:.0f} GFLOP/s"
@@ -411,6 +415,8 @@ the image, none for padding) at the rate of a register-only multiply-add loop, a
 once, at the rate of a copy with that working set: where the layer leaves a cache, so does the copy.</dd>
 <dt>noise</dt><dd>distance between the quartiles over the median, of the row's noisiest provider. Above a few percent
 the machine was busy: read ratios, not times.</dd>
+<dt>allocator</dt><dd>unless asked otherwise, the C library is told to keep freed memory, as caching allocators do; else
+large outputs are paged in anew at every call, which costs all providers the same and hides the kernels.</dd>
 <dt>kernel only</dt><dd>onnxruntime's own profile of the layer, without call and layout conversion.</dd>
 <dt>checked</dt><dd>every provider's result is compared with float64 before it is timed; a wrong one is refused.</dd>
 </dl></div>"""

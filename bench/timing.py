@@ -172,6 +172,20 @@ def settled(threads: int) -> Iterator[None]:
             gc.enable()
 
 
+def keep_pages() -> bool:
+    """Tells the C library to keep freed memory for the next allocation, as caching allocators do; True if it did.
+
+    glibc hands blocks above 32 MiB back to the system at each free, and torch's next output then faults in every page
+    anew: at batch 8 that is most of a layer's time, whoever computes it, and hides what is compared.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return False
+    trim_threshold, mmap_max = -1, -4
+    return bool(mallopt(trim_threshold, 2**31 - 1) and mallopt(mmap_max, 0))
+
+
 # --- ceilings ---------------------------------------------------------------------------------------------------------
 class NoCeiling(RuntimeError):
     """This machine's ceilings cannot be known here; the text says why."""

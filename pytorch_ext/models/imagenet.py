@@ -47,6 +47,6 @@ def class_names() -> tuple[str, ...]:
 
 
 def top(logits: Tensor, k: int = 5) -> list[tuple[str, float]]:
-    """The k likeliest classes of one image as (name, probability), likeliest first; logits: ``[1, 1000]`` or ``[1000]``."""
+    """The k likeliest classes of one image (logits ``[1, 1000]``) as (name, probability), likeliest first."""
     probabilities, classes = logits.float().reshape(-1).softmax(0).topk(k)
     return [(class_names()[c], p) for c, p in zip(classes.tolist(), probabilities.tolist(), strict=True)]

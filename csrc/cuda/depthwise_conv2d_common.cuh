@@ -84,7 +84,7 @@ __device__ __forceinline__ void store(T* p, const float (&v)[V]) {
   for (int i = 0; i < V; ++i) narrow(v[i], part[i]);
   Word word;
   memcpy(&word, part, sizeof(word));
-  *reinterpret_cast<Word*>(p) = word;
+  __stwb(reinterpret_cast<Word*>(p), word);  // an ordinary store of Word comes out in pieces of 4 bytes (nvcc 13.0)
 }
 
 // V floats of shared memory, aligned to V floats (to 16 bytes at most).

@@ -16,8 +16,8 @@ struct NchwTiles {
 
 // K x K taps, stride S, dilation 1, multiplier 1.
 template <class T, int K, int S, int ROWS>
-__global__ void __launch_bounds__(kNchwThreads) forward_nchw(const Params p, const NchwTiles tiles) {
-  constexpr int kUnroll = K == 3 ? K : 1;  // of the loop over columns of taps: beyond 3, registers matter more
+__global__ void __launch_bounds__(kNchwThreads, K == 3 ? 5 : 4) forward_nchw(const Params p, const NchwTiles tiles) {
+  constexpr int kUnroll = K * S == 3 ? K : 1;  // of the loop over columns of taps: beyond 3 taps registers matter more
   unsigned tile = blockIdx.x * kNchwThreads + threadIdx.x;
   if (tile >= tiles.count) return;
   const int column = split(tile, tiles.columns), row0 = split(tile, tiles.rows) * ROWS;
@@ -63,7 +63,8 @@ __global__ void __launch_bounds__(kNchwThreads) forward_nchw(const Params p, con
 // ... of dy; a thread computes PAIRS such pairs of rows. Columns have one parity a lane: it picks the taps that it
 // meets.
 template <class T, int K, int PAIRS>
-__global__ void __launch_bounds__(kNchwThreads) backward_input_stride2_nchw(const Params p, const NchwTiles tiles) {
+__global__ void __launch_bounds__(kNchwThreads, K == 3 ? 5 : 4)
+    backward_input_stride2_nchw(const Params p, const NchwTiles tiles) {
   constexpr int H = (K + 1) / 2, kUnroll = K == 3 ? H : 1;  // taps of the longer parity; see forward_nchw
   unsigned tile = blockIdx.x * kNchwThreads + threadIdx.x;
   if (tile >= tiles.count) return;
@@ -115,7 +116,7 @@ struct NchwSplits {
 
 // One block's share of dweight and dbias of channel blockIdx.x: partial[split][tap][c], the bias behind the taps.
 template <class T, int K, int S, int ROWS>
-__global__ void __launch_bounds__(kNchwThreads)
+__global__ void __launch_bounds__(kNchwThreads, K == 7 ? 2 : 4)
     backward_weight_nchw(const Params p, const NchwSplits tiles, float* partial) {
   constexpr int N = power_of_two(K * K + 1);
   __shared__ float shared[kNchwThreads / kWarp][N];

@@ -118,13 +118,10 @@ def summary(rounds: Rounds, work: Work | None) -> dict:
     """Times in microseconds, times over the floor, and speed-ups, each with its quartiles."""
     floor = None
     if work is not None and "fma" in rounds and "copy" in rounds:
-        fma, copy = rounds.seconds("fma").median, rounds.seconds("copy").median
-        floor = {
-            "us": max(fma, copy) * 1e6,
-            "binds": "flops" if fma >= copy else "bytes",
-            "fma_gflops": work.flops / fma / 1e9,
-            "copy_gbps": work.nbytes / copy / 1e9,
-        }
+        gflops = work.flops / rounds.seconds("fma").median / 1e9
+        gbps = work.nbytes / rounds.seconds("copy").median / 1e9
+        seconds, binds = work.floor(gflops, gbps)
+        floor = {"us": seconds * 1e6, "binds": binds, "fma_gflops": gflops, "copy_gbps": gbps}
     providers = {}
     for name in rounds.samples:
         if name in ("fma", "copy"):

@@ -34,14 +34,14 @@ bool aligned(const void* data, const Strides4& s, int64_t vector, int64_t elemen
 }
 
 bool small(const Params& p) {
-  const int64_t channels = ceil_div(p.c, kMaxGridYZ);  // NHWC's blocks of channels number at most c / 4
   for (int64_t size : {p.ih, p.iw, p.oh, p.ow, p.padding_t, -p.padding_t, p.padding_l, -p.padding_l, p.c}) {
     if (size >= kSmall) return false;
   }
-  // A thread's tile reaches less than 16 beyond the image; tiles of one image, and outputs of one channel, are counted
-  // in 31 bits.
-  return channels <= 2 && p.c * (p.oh + 16) < (int64_t{1} << 31) / (p.ow + 16) &&
-         p.c * (p.ih + 16) < (int64_t{1} << 31) / (p.iw + 16) && p.n * (p.oh + 16) < (int64_t{1} << 31) / (p.ow + 16);
+  // Tiles of one image, and outputs of one channel, are counted in 31 bits; a thread's tile reaches less than 16 beyond
+  // the image. Blocks of channels are a grid's y.
+  constexpr int64_t kCount = int64_t{1} << 31;
+  return p.c <= kMaxGridYZ && p.c * (p.oh + 16) < kCount / (p.ow + 16) && p.c * (p.ih + 16) < kCount / (p.iw + 16) &&
+         p.n * (p.oh + 16) < kCount / (p.ow + 16);
 }
 
 Path path_of(const Params& p) {
@@ -309,8 +309,8 @@ void partial_in_general(const Params& p, const Cut& cut, void* partial, void* st
                             Divider(p.kh), Divider(p.multiplier)};
   with_type(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    launch_kernel(backward_weight_general<T>, grid_of(cut.blocks, cut.splits), dim3(kGeneralThreads), 0, stream, p,
-                  tiles, static_cast<Sum<T>*>(partial));
+    launch_kernel(backward_weight_general<T, Sum<T>>, grid_of(cut.blocks, cut.splits), dim3(kGeneralThreads), 0, stream,
+                  p, tiles, static_cast<Sum<T>*>(partial));
   });
 }
 
@@ -349,7 +349,7 @@ void depthwise_conv2d_backward_weight(const DepthwiseConv2dParams& p, const Laun
   }
   with_type(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    launch_kernel(backward_weight_finish<T>, grid_of(ceil_div((p.kh * p.kw + 1) * p.c, kFinishLanes)),
+    launch_kernel(backward_weight_finish<T, Sum<T>>, grid_of(ceil_div((p.kh * p.kw + 1) * p.c, kFinishLanes)),
                   dim3(kFinishLanes, kFinishGroups), 0, launch.stream, p, cut.splits,
                   static_cast<const Sum<T>*>(launch.workspace));
   });

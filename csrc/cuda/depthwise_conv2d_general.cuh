@@ -119,11 +119,12 @@ struct GeneralSplits {
   Divider columns, rows, tap_tiles, tap_rows, multiplier;
 };
 
-template <class T>
+// A is Sum<T>, spelled out so that every compiler gives the kernel one name.
+template <class T, class A>
 __global__ void __launch_bounds__(kGeneralThreads, 1)
-    backward_weight_general(const Params p, const GeneralSplits tiles, Sum<T>* partial) {
+    backward_weight_general(const Params p, const GeneralSplits tiles, A* partial) {
   constexpr int N = power_of_two(kGeneralTaps + 1);
-  __shared__ Sum<T> shared[kGeneralThreads / kWarp][N];
+  __shared__ A shared[kGeneralThreads / kWarp][N];
   const int64_t begin = blockIdx.y * tiles.per_split;
   const int64_t end = begin + tiles.per_split < tiles.count ? begin + tiles.per_split : tiles.count;
   for (int64_t block = blockIdx.x; block < tiles.blocks; block += gridDim.x) {
@@ -131,11 +132,11 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
     const int64_t v0 = split(c, tiles.tap_tiles) * kGeneralTaps, u = split(c, tiles.tap_rows);
     const T* x = static_cast<const T*>(p.x) + tiles.multiplier.divide(c) * p.x_strides.c;
     const T* y = static_cast<const T*>(p.y) + c * p.y_strides.c;
-    Sum<T> sums[N] = {};
+    A sums[N] = {};
     for (int64_t i = begin + threadIdx.x; i < end; i += kGeneralThreads) {
       int64_t n = i;
       const int64_t column = split(n, tiles.columns), row = split(n, tiles.rows);
-      const Sum<T> dy = load(y + n * p.y_strides.n + row * p.y_strides.h + column * p.y_strides.w);
+      const A dy = load(y + n * p.y_strides.n + row * p.y_strides.h + column * p.y_strides.w);
       sums[kGeneralTaps] += dy;
       const int64_t input_row = row * p.stride_h + u * p.dilation_h - p.padding_t;
       if (input_row < 0 || input_row >= p.ih) continue;
@@ -144,12 +145,12 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
       for (int v = 0; v < kGeneralTaps; ++v) {
         const int64_t input_column = column * p.stride_w + (v0 + v) * p.dilation_w - p.padding_l;
         const bool inside = input_column >= 0 && input_column < p.iw;
-        sums[v] += dy * (inside ? load(line + input_column * p.x_strides.w) : Sum<T>(0));
+        sums[v] += dy * (inside ? load(line + input_column * p.x_strides.w) : A(0));
       }
     }
-    const Sum<T>* total = sum_over_block<kGeneralThreads>(sums, shared);
+    const A* total = sum_over_block<kGeneralThreads>(sums, shared);
     const int v = threadIdx.x;
-    Sum<T>* out = partial + blockIdx.y * (p.kh * p.kw + 1) * p.c + c;
+    A* out = partial + blockIdx.y * (p.kh * p.kw + 1) * p.c + c;
     if (v < kGeneralTaps && v0 + v < p.kw) out[(u * p.kw + v0 + v) * p.c] = total[v];
     if (v == kGeneralTaps && u == 0 && v0 == 0) out[p.kh * p.kw * p.c] = total[v];
     __syncthreads();  // before `shared` is written again
@@ -159,14 +160,14 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
 constexpr int kFinishLanes = 32, kFinishGroups = 8;
 
 // dweight and dbias from every split's partial[split][tap][c]: lanes along (tap, c), groups along the splits.
-template <class T>
+template <class T, class A>
 __global__ void __launch_bounds__(kFinishLanes* kFinishGroups)
-    backward_weight_finish(const Params p, int64_t splits, const Sum<T>* partial) {
-  __shared__ Sum<T> shared[kFinishGroups][kFinishLanes];
+    backward_weight_finish(const Params p, int64_t splits, const A* partial) {
+  __shared__ A shared[kFinishGroups][kFinishLanes];
   const int64_t taps = p.kh * p.kw, count = (taps + 1) * p.c, stride = static_cast<int64_t>(gridDim.x) * kFinishLanes;
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * kFinishLanes; first < count; first += stride) {
     const int64_t i = first + threadIdx.x;
-    Sum<T> sum = 0;
+    A sum = 0;
     if (i < count) {
 #pragma unroll 4
       for (int64_t s = threadIdx.y; s < splits; s += kFinishGroups) sum += __ldg(partial + s * count + i);

@@ -87,18 +87,6 @@ __device__ __forceinline__ void store(T* p, const float (&v)[V]) {
   __stwb(reinterpret_cast<Word*>(p), word);  // an ordinary store of Word comes out in pieces of 4 bytes (nvcc 13.0)
 }
 
-// V floats of shared memory, aligned to V floats (to 16 bytes at most).
-template <int V>
-__device__ __forceinline__ void load_shared(const float* p, float (&v)[V]) {
-  using Word = typename Bits<V % 4 ? 8 : 16>::type;
-  constexpr int kPer = sizeof(Word) / sizeof(float);
-#pragma unroll
-  for (int i = 0; i < V; i += kPer) {
-    const Word word = *reinterpret_cast<const Word*>(p + i);
-    memcpy(&v[i], &word, sizeof(word));
-  }
-}
-
 // --- division by a number known at launch: a multiplication and a shift below 2^31, the real thing above
 // ---------------
 struct Divider {

@@ -22,8 +22,23 @@ struct NhwcTiles {
 
 template <int K, int V>
 struct NhwcWeights {
+  static constexpr int kPart = V < 4 ? V : 4;          // floats of one access
   static constexpr int kLine = kNhwcLanes<V> * V + 4;  // 4 more, so that a channel's taps fall into different banks
   alignas(16) float taps[K * K][kLine];
+
+  // Where channel k of a lane is: the lanes' first four channels, then their next four, so that lanes lie side by side.
+  static __device__ __forceinline__ int place(int lane, int k) {
+    return k / kPart * (kNhwcLanes<V> * kPart) + lane * kPart + k % kPart;
+  }
+
+  __device__ __forceinline__ void load(int tap, int lane, float (&w)[V]) const {
+    using Word = typename Bits<kPart * sizeof(float)>::type;
+#pragma unroll
+    for (int k = 0; k < V; k += kPart) {
+      const Word word = *reinterpret_cast<const Word*>(&taps[tap][place(lane, k)]);
+      memcpy(&w[k], &word, sizeof(word));
+    }
+  }
 };
 
 // Copies the weights of channels [c0, c0 + channels) to shared memory, in the order in which memory holds them.
@@ -34,13 +49,14 @@ __device__ __forceinline__ void stage_weights(const Params& p, int64_t c0, int c
   if (p.weight_c == 1) {
     for (int tap = threadIdx.y; tap < K * K; tap += blockDim.y) {
       for (int c = threadIdx.x; c < channels; c += blockDim.x) {
-        weights.taps[tap][c] = load(weight + c + tap / K * p.weight_h + tap % K * p.weight_w);
+        weights.taps[tap][weights.place(c / V, c % V)] = load(weight + c + tap / K * p.weight_h + tap % K * p.weight_w);
       }
     }
   } else {
     for (int i = thread; i < K * K * channels; i += threads) {
       const int c = i / (K * K), tap = i % (K * K);
-      weights.taps[tap][c] = load(weight + c * p.weight_c + tap / K * p.weight_h + tap % K * p.weight_w);
+      weights.taps[tap][weights.place(c / V, c % V)] =
+          load(weight + c * p.weight_c + tap / K * p.weight_h + tap % K * p.weight_w);
     }
   }
   __syncthreads();
@@ -79,7 +95,7 @@ __global__ void __launch_bounds__(kNhwcThreads, 1) forward_nhwc(const Params p, 
 #pragma unroll
         for (int v = 0; v < K; ++v) {
           float w[V];
-          load_shared(&weights.taps[u * K + v][threadIdx.x * V], w);
+          weights.load(u * K + v, threadIdx.x, w);
 #pragma unroll
           for (int j = 0; j < COLUMNS; ++j) {
 #pragma unroll
@@ -143,7 +159,7 @@ __global__ void __launch_bounds__(kNhwcThreads, 1) backward_input_stride2_nhwc(c
 #pragma unroll
         for (int v = 0; v < K; ++v) {
           float w[V];
-          load_shared(&weights.taps[(2 * t + a) * K + v][threadIdx.x * V], w);
+          weights.load((2 * t + a) * K + v, threadIdx.x, w);
 #pragma unroll
           for (int j = 0; j < PAIRS; ++j) {
 #pragma unroll

@@ -30,9 +30,11 @@ int64_t output_size(const char* op, const char* axis, int64_t input, int64_t ker
 // Params with everything that follows from the geometry; the caller adds pointers, strides and the weight.
 DepthwiseConv2dParams geometry(const char* op, int64_t ih, int64_t iw, int64_t kh, int64_t kw, const Ints& stride,
                                const Ints& padding, const Ints& dilation) {
-  if (stride.size() != 2 || stride[0] < 1 || stride[1] < 1) fail(op, ": stride must be positive, got ", show(stride));
+  if (stride.size() != 2 || stride[0] < 1 || stride[1] < 1) {
+    fail(op, ": stride must be two positive ints, got ", show(stride));
+  }
   if (dilation.size() != 2 || dilation[0] < 1 || dilation[1] < 1) {
-    fail(op, ": dilation must be positive, got ", show(dilation));
+    fail(op, ": dilation must be two positive ints, got ", show(dilation));
   }
   if (padding.size() != 4) fail(op, ": padding must be (top, bottom, left, right), got ", show(padding));
   DepthwiseConv2dParams p{};

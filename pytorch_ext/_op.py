@@ -80,8 +80,12 @@ def register(
 
     def call(*args):
         # What register_autograd makes is refused by torch.func (grad, vjp, jacrev): those get the same derivative
-        # as an autograd.Function.
-        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        # as an autograd.Function. Not inside a batching rule that the dispatcher entered, where there is only the op.
+        if (
+            not torch.compiler.is_compiling()
+            and torch._C._are_functorch_transforms_active()
+            and not torch._C._dispatch_tls_is_dispatch_key_included(torch._C.DispatchKey.FuncTorchVmapMode)
+        ):
             return transformable.apply(*args)
         return overload(*args)
 

@@ -20,6 +20,8 @@ GEOMETRY = "SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation"
 # --- shapes and checks (also the fake kernels) ------------------------------------------------------------------------
 def _check(op: str, x: Tensor, weight: Tensor, stride, padding, dilation) -> None:
     """What every one of the three kernels asks of its arguments; csrc/depthwise_conv2d.cpp asks the same."""
+    if len(padding) != 4:
+        raise RuntimeError(f"{op}: padding must be (top, bottom, left, right), got {list(padding)}")
     if weight.dim() != 4 or weight.shape[1] != 1:
         raise RuntimeError(f"{op}: weight must have shape [c, 1, kh, kw], got {list(weight.shape)}")
     if x.dtype != weight.dtype:
@@ -28,10 +30,9 @@ def _check(op: str, x: Tensor, weight: Tensor, stride, padding, dilation) -> Non
         raise RuntimeError(f"{op}: tensors must be on one device, got {x.device} and {weight.device}")
     if x.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         raise RuntimeError(f"{op}: dtype must be float32, float64, float16 or bfloat16, got {x.dtype}")
-    if min(stride) < 1:
-        raise RuntimeError(f"{op}: stride must be positive, got {list(stride)}")
-    if min(dilation) < 1:
-        raise RuntimeError(f"{op}: dilation must be positive, got {list(dilation)}")
+    for name, value in (("stride", stride), ("dilation", dilation)):
+        if len(value) != 2 or min(value) < 1:
+            raise RuntimeError(f"{op}: {name} must be two positive ints, got {list(value)}")
 
 
 def output_size(op: str, input_size, kernel_size, stride, padding, dilation) -> tuple[int, int]:
@@ -96,9 +97,7 @@ def _backward_weight_fake(dy, x, kh, kw, stride, padding, dilation):
             f"{op}: dy and x must have shape [n, c, h, w] with one n, got {list(dy.shape)} and {list(x.shape)}"
         )
     if x.shape[1] == 0 or dy.shape[1] == 0 or dy.shape[1] % x.shape[1]:
-        raise RuntimeError(
-            f"{op}: dy must have a positive multiple of x's {x.shape[1]} channels, got {dy.shape[1]}"
-        )
+        raise RuntimeError(f"{op}: dy must have a positive multiple of x's {x.shape[1]} channels, got {dy.shape[1]}")
     dweight = torch.empty((dy.shape[1], 1, kh, kw), dtype=dy.dtype, device=dy.device)
     _check(op, x, dweight, stride, padding, dilation)
     expected = output_size(op, x.shape[2:], (kh, kw), stride, padding, dilation)
@@ -108,6 +107,14 @@ def _backward_weight_fake(dy, x, kh, kw, stride, padding, dilation):
 
 
 # --- reference --------------------------------------------------------------------------------------------------------
+def _plain(t: Tensor | None) -> Tensor | None:
+    """What torch's convolutions on CPU get right: float16 ones round more than once, and [n, 1, h, w] with the strides
+    of channels_last leaves pixels of y unwritten (torch 2.13, 8x8 kernel, stride (1, 2), 9x9 image)."""
+    if t is not None and t.dtype in (torch.float16, torch.bfloat16):
+        t = t.float()
+    return t.reshape(-1).view(t.shape) if t is not None and t.dim() == 4 and t.shape[1] == 1 else t
+
+
 def _pad(x: Tensor, padding) -> Tensor:
     top, bottom, left, right = padding
     return F.pad(x, (left, right, top, bottom)) if any(padding) else x
@@ -117,6 +124,7 @@ def _forward_reference(x, weight, bias, stride, padding, dilation, activation):
     y = _forward_fake(x, weight, bias, stride, padding, dilation, activation)
     if y.numel() == 0:
         return y
+    x, weight, bias = _plain(x), _plain(weight), _plain(bias)
     z = F.conv2d(_pad(x, padding), weight, bias, stride, 0, dilation, groups=x.shape[1])
     return y.copy_(ACTIVATIONS[activation](z))
 
@@ -132,6 +140,7 @@ def _backward_input_reference(dy, weight, ih, iw, channels, stride, padding, dil
     if dy.numel() == 0:
         return dx.zero_()
     top, bottom, left, right = padding
+    dy, weight = _plain(dy), _plain(weight)
     xp = dy.new_empty(()).expand(dy.shape[0], channels, ih + top + bottom, iw + left + right)
     dxp = _convolution_backward(dy, xp, weight, stride, dilation, [True, False, False])[0]
     return dx.copy_(F.pad(dxp, (-left, -right, -top, -bottom)))
@@ -141,8 +150,9 @@ def _backward_weight_reference(dy, x, kh, kw, stride, padding, dilation):
     dweight, dbias = _backward_weight_fake(dy, x, kh, kw, stride, padding, dilation)
     if dy.numel() == 0:
         return dweight.zero_(), dbias.zero_()
-    dw = _convolution_backward(dy, _pad(x, padding), dweight, stride, dilation, [False, True, False])[1]
-    return dweight.copy_(dw), torch.sum(dy, (0, 2, 3), out=dbias)
+    dy, x = _plain(dy), _plain(x)
+    dw = _convolution_backward(dy, _pad(x, padding), _plain(dweight), stride, dilation, [False, True, False])[1]
+    return dweight.copy_(dw), dbias.copy_(dy.sum((0, 2, 3)))
 
 
 # --- derivatives ------------------------------------------------------------------------------------------------------
@@ -395,7 +405,5 @@ def depthwise_conv1d(
         sides = padding
     else:
         raise ValueError(f"padding must be an int, (left, right), 'same' or 'valid', got {padding!r}")
-    y = depthwise_conv2d(
-        x.unsqueeze(-2), weight.unsqueeze(-2), bias, (1, stride), sides, (1, dilation), activation
-    )
+    y = depthwise_conv2d(x.unsqueeze(-2), weight.unsqueeze(-2), bias, (1, stride), sides, (1, dilation), activation)
     return y.squeeze(-2)

@@ -1,4 +1,4 @@
-"""What every test runs under: unwritten memory is poisoned, seeds are fixed, two threads, reproducible hypothesis.
+"""What every test runs under: unwritten memory is poisoned, seeds are fixed, one thread, reproducible hypothesis.
 
 `torch.utils.deterministic.fill_uninitialized_memory` does not reach memory that compiled libraries ask for through
 the stable ABI (test_bounds.py shows it), so the allocator itself is told to fill every block with its junk: NaN in
@@ -28,6 +28,6 @@ def poison(on: bool) -> None:
 def conditions():
     poison(True)
     torch.manual_seed(0)
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # two on a busy machine wait for each other; tests of threads set them
     yield
     poison(False)

@@ -201,7 +201,7 @@ class DepthwiseConv2d(_Depthwise, nn.Conv2d):
     ) -> None:
         _check_channels(in_channels, out_channels, groups)
         stride, dilation = _op.pair(stride, "stride"), _op.pair(dilation, "dilation")
-        own = (isinstance(padding, (tuple, list)) and len(padding) == 4) or padding == "same"
+        own = (isinstance(padding, (tuple, list)) and len(padding) == 4) or (padding == "same" and stride != (1, 1))
         known: Any = 0 if own else padding
         super().__init__(
             in_channels,
@@ -270,7 +270,7 @@ class DepthwiseConv1d(_Depthwise, nn.Conv1d):
     ) -> None:
         _check_channels(in_channels, out_channels, groups)
         _op.pair(_single(stride), "stride"), _op.pair(_single(dilation), "dilation")
-        own = (isinstance(padding, (tuple, list)) and len(padding) == 2) or padding == "same"
+        own = (isinstance(padding, (tuple, list)) and len(padding) > 1) or (padding == "same" and _single(stride) != 1)
         known: Any = 0 if own else padding
         super().__init__(
             in_channels,
@@ -310,6 +310,8 @@ class DepthwiseConv1d(_Depthwise, nn.Conv1d):
         padding = _single(self.padding)
         if padding == "same" and stride != (1, 1):
             return stride, None, dilation
+        if isinstance(padding, (tuple, list)) and len(padding) != 2:
+            raise ValueError(f"padding must be an int, (left, right), 'same' or 'valid', got {padding!r}")
         if not isinstance(padding, str):
             padding = (0, 0, padding, padding) if isinstance(padding, int) else (0, 0, *padding)
         return stride, _padding4(padding, weight, weight, stride, dilation), dilation

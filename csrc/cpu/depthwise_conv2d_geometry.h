@@ -73,4 +73,59 @@ inline Axis transposed_axis(int64_t phase, int64_t k, int64_t stride, int64_t pa
 
 inline int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 
+// How the channel of an input follows from the channel c of an output: c * times / over.
+struct ChannelMap {
+  int64_t times, over;
+  bool is_identity() const { return times == 1 && over == 1; }
+};
+
+// --- one convolution for both directions ------------------------------------------------------------------------------
+// `in` is convolved into `out`: forward x into y, transposed y into x.
+struct Convolution {
+  const void* in;
+  Strides4 in_strides;
+  int64_t ih, iw;
+  void* out;
+  Strides4 out_strides;
+  int64_t c, oh, ow;  // of out
+  bool transposed;
+  int64_t layers;  // channels of `in` that add to one of `out`
+  ChannelMap map;
+
+  Convolution(const DepthwiseConv2dParams& p, bool transposed_) : transposed(transposed_) {
+    if (transposed) {
+      in = p.y, in_strides = p.y_strides, ih = p.oh, iw = p.ow;
+      out = p.x, out_strides = p.x_strides, c = p.c / p.multiplier, oh = p.ih, ow = p.iw;
+      layers = p.multiplier, map = {p.multiplier, 1};
+    } else {
+      in = p.x, in_strides = p.x_strides, ih = p.ih, iw = p.iw;
+      out = p.y, out_strides = p.y_strides, c = p.c, oh = p.oh, ow = p.ow;
+      layers = 1, map = {1, p.multiplier};
+    }
+  }
+
+  int64_t phases_h(const DepthwiseConv2dParams& p) const { return transposed ? p.stride_h : 1; }
+  int64_t phases_w(const DepthwiseConv2dParams& p) const { return transposed ? p.stride_w : 1; }
+  Axis axis_h(const DepthwiseConv2dParams& p, int64_t phase) const {
+    return transposed ? transposed_axis(phase, p.kh, p.stride_h, p.padding_t, p.dilation_h)
+                      : forward_axis(p.kh, p.stride_h, p.padding_t, p.dilation_h);
+  }
+  Axis axis_w(const DepthwiseConv2dParams& p, int64_t phase) const {
+    return transposed ? transposed_axis(phase, p.kw, p.stride_w, p.padding_l, p.dilation_w)
+                      : forward_axis(p.kw, p.stride_w, p.padding_l, p.dilation_w);
+  }
+};
+
+inline int64_t acc_size(const DepthwiseConv2dParams& p) { return p.dtype == DType::kFloat64 ? 8 : 4; }
+
+// --- the two layouts, each in a file of its own: depthwise_conv2d_nhwc.cpp, depthwise_conv2d_nchw.cpp ------------------
+void convolve_nhwc(const DepthwiseConv2dParams& p, bool transposed, const Launch& launch);
+void backward_weight_nhwc(const DepthwiseConv2dParams& p, const Launch& launch);
+int64_t convolve_nhwc_workspace(const DepthwiseConv2dParams& p, bool transposed);
+int64_t backward_weight_nhwc_workspace(const DepthwiseConv2dParams& p);
+
+void convolve_nchw(const DepthwiseConv2dParams& p, bool transposed, const Launch& launch);
+void backward_weight_nchw(const DepthwiseConv2dParams& p, const Launch& launch);
+int64_t backward_weight_nchw_workspace(const DepthwiseConv2dParams& p);
+
 }  // namespace lightkernels::cpu

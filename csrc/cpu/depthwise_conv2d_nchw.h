@@ -31,6 +31,7 @@ struct Stage {
 
   // Where output 0 finds its input of tap k in a staged row.
   int64_t offset(const Axis& axis, int64_t k) const {
+    if (step == 1) return axis.first + k * axis.dilation - low;
     const int64_t column = axis.first + k * axis.dilation, whole = floor_div(column, step);
     return (column - whole * step) * width + whole - low;
   }
@@ -38,12 +39,10 @@ struct Stage {
 
 template <int L, class E>
 LIGHTKERNELS_INLINE void copy_row(Acc<E>* to, const E* from, int64_t count, int64_t stride) {
-  if (stride == 1 && count >= L) {
-    for_channels<L>(0, count, LIGHTKERNELS_LAMBDA(int64_t i) { store<L>(to + i, load<L>(from + i)); });
-  } else if (stride == 1 && count >= 4) {
-    for_channels<4>(0, count, LIGHTKERNELS_LAMBDA(int64_t i) { store<4>(to + i, load<4>(from + i)); });
-  } else {
+  if (stride != 1) {
     for (int64_t i = 0; i < count; ++i) to[i] = load<1>(from + i * stride)[0];
+  } else {
+    for (int64_t i = 0; i < count; i += L) store_up_to<L>(to + i, load_up_to<L>(from + i, count - i), count - i);
   }
 }
 
@@ -56,30 +55,49 @@ LIGHTKERNELS_INLINE std::pair<Vec<S, L>, Vec<S, L>> split(Vec<S, L> a, Vec<S, L>
   return {__builtin_shuffle(a, b, even), __builtin_shuffle(a, b, odd)};
 }
 
-// Copies one input row [size] into a staged row whose other elements are zero already.
+// Which columns of the input a staged row takes: per residue, `count` from input column `begin`, to index `skip`.
+struct StageColumns {
+  int64_t skip, begin, count;
+
+  // Of residue q, for the piece of the output that starts at column `piece`, from an input of `size` columns.
+  StageColumns(const Stage& stage, int64_t piece, int64_t q, int64_t size) {
+    const int64_t low = stage.low + piece;
+    skip = std::max<int64_t>(0, -low);
+    begin = (low + skip) * stage.step + q;
+    const int64_t rest = size - 1 - begin;
+    count = rest < 0 ? 0 : std::min(stage.width - skip, (stage.step == 1 ? rest : rest / stage.step) + 1);
+  }
+};
+
+// Fills staged rows [0, rows) from input rows first_row, first_row + 1, ...; those outside the image are zero.
 template <int L, class E>
-void stage_row(const Stage& stage, Acc<E>* to, const E* from, int64_t size, int64_t stride) {
-  for (int64_t q = 0; q < stage.step; ++q) {
-    const int64_t skip = std::max<int64_t>(0, -stage.low);  // index of the first column >= 0 of this residue
-    const int64_t begin = (stage.low + skip) * stage.step + q;
-    const int64_t count = std::min(stage.width - skip, begin < size ? (size - 1 - begin) / stage.step + 1 : 0);
-    if (count <= 0) continue;
-    Acc<E>* row = to + q * stage.width + skip;
-    const E* source = from + begin * stride;
-    if (stage.step == 2 && stride == 1 && q == 0 && count > L) {
-      // Both residues at once. The odd one may be one column shorter; its last is copied alone.
-      const int64_t odd_count = std::min(stage.width - skip, begin + 1 < size ? (size - 2 - begin) / 2 + 1 : 0);
-      int64_t i = 0;
-      for (; i + L <= std::min(count, odd_count); i += L) {
-        const auto [even, odd] = split<L, Acc<E>>(load<L>(source + 2 * i), load<L>(source + 2 * i + L));
-        store<L>(row + i, even);
-        store<L>(row + stage.width + i, odd);
-      }
-      for (int64_t j = i; j < count; ++j) row[j] = load<1>(source + 2 * j)[0];
-      for (int64_t j = i; j < odd_count; ++j) row[stage.width + j] = load<1>(source + 2 * j + 1)[0];
-      return;
+LIGHTKERNELS_INLINE void stage_rows(const Stage& stage, int64_t piece, Acc<E>* to, int64_t rows, const E* x,
+                                    int64_t first_row, int64_t x_h, int64_t x_w, int64_t ih, int64_t iw) {
+  const StageColumns even(stage, piece, 0, iw), odd(stage, piece, stage.step > 1, iw);
+  const int64_t pitch = stage.pitch;
+  for (int64_t r = 0; r < rows; ++r, to += pitch) {
+    for (int64_t i = 0; i < pitch; i += L) store<L>(to + i, Vec<Acc<E>, L>{});
+    if (first_row + r < 0 || first_row + r >= ih) continue;
+    const E* from = x + (first_row + r) * x_h;
+    if (stage.step == 1) {
+      if (even.count > 0) copy_row<L>(to + even.skip, from + even.begin * x_w, even.count, x_w);
+      continue;
     }
-    copy_row<L>(row, source, count, stage.step * stride);
+    if (stage.step == 2 && x_w == 1) {
+      for (int64_t i = 0; i < std::max(even.count, odd.count); i += L) {
+        const E* pair = from + even.begin + 2 * i;
+        const int64_t left = iw - even.begin - 2 * i;
+        const auto a = load_up_to<L>(pair, left), b = load_up_to<L>(pair + L, left - L);
+        const auto [evens, odds] = split<L, Acc<E>>(a, b);
+        store_up_to<L>(to + even.skip + i, evens, even.count - i);
+        store_up_to<L>(to + stage.width + odd.skip + i, odds, odd.count - i);
+      }
+      continue;
+    }
+    for (int64_t q = 0; q < stage.step; ++q) {
+      const StageColumns columns(stage, piece, q, iw);
+      copy_row<L>(to + q * stage.width + columns.skip, from + columns.begin * x_w, columns.count, stage.step * x_w);
+    }
   }
 }
 
@@ -90,12 +108,12 @@ struct TileNchw {
   const A* x;                // staged row that tap row 0 of output row 0 reads
   int64_t x_row;             // elements between the input rows of neighbouring tap rows
   const int64_t* offsets;    // [kw] of taps in a staged row
-  const A* weight;           // [kw][kh], or [kw][kh + 2 * (R - 1)] with zeros at both ends where kh is not fixed
+  const A* weight;           // [kw][kh]
   int64_t kh, kw;
 };
 
-// sums[i][j] += weight * x over all taps, for R rows and C vectors. K > 0: kh is K, and rows are `S` tap rows apart;
-// K = 0: any kh, weights padded by R - 1 zeros on both sides so that each input row meets all R rows.
+// sums[i][j] += weight * x over all taps, for R rows and C vectors. K > 0: kh is K, and rows are S tap rows apart;
+// K = 0: any kh, and S is 1.
 template <int K, int S, int R, int C, int L, class A>
 LIGHTKERNELS_INLINE void accumulate_nchw(const TileNchw<A>& t, int64_t o, Vec<A, L> (&sums)[R][C]) {
   using V = Vec<A, L>;
@@ -116,14 +134,21 @@ LIGHTKERNELS_INLINE void accumulate_nchw(const TileNchw<A>& t, int64_t o, Vec<A,
         });
       });
     } else {
-      const A* weight = t.weight + v * (t.kh + 2 * (R - 1));
+      const A* weight = t.weight + v * t.kh;
       for (int64_t r = 0; r < t.kh + R - 1; ++r, x += t.x_row) {
         V values[C];
         unroll<C>(LIGHTKERNELS_LAMBDA(auto j) { values[j] = load<L>(x + j * L); });
-        unroll<R>(LIGHTKERNELS_LAMBDA(auto i) {
-          const V w = splat<L>(weight[r + R - 1 - i]);  // tap row r - i
+        auto meet = LIGHTKERNELS_LAMBDA(auto i) {
+          const V w = splat<L>(weight[r - i]);
           unroll<C>(LIGHTKERNELS_LAMBDA(auto j) { sums[i][j] += values[j] * w; });
-        });
+        };
+        if (r >= R - 1 && r < t.kh) {
+          unroll<R>(meet);
+        } else {
+          unroll<R>(LIGHTKERNELS_LAMBDA(auto i) {
+            if (r - i >= 0 && r - i < t.kh) meet(i);
+          });
+        }
       }
     }
   }
@@ -155,8 +180,8 @@ LIGHTKERNELS_INLINE void block_nchw(const TileNchw<Acc<E>>& t, const OutNchw<E>&
       z = clamp(z, low, high);
       E* y = out.y + i * out.y_row + (o + j * L) * out.y_w;
       const int64_t count = out.ow - (o + j * L);
-      if (out.y_w == 1 && count >= L) {
-        store<L>(y, z);
+      if (out.y_w == 1) {
+        store_up_to<L>(y, z, count);
       } else {
         E values[L];
         store<L>(values, z);
@@ -168,8 +193,7 @@ LIGHTKERNELS_INLINE void block_nchw(const TileNchw<Acc<E>>& t, const OutNchw<E>&
 
 // All columns of R output rows. Vectors slide back at the end where the row is long enough.
 template <int K, int S, int R, int C, int L, class E>
-[[gnu::noinline]] void tile_nchw(const TileNchw<Acc<E>> t, const OutNchw<E> out) {
-  const Clip<Acc<E>> clip(out.activation);
+LIGHTKERNELS_INLINE void tile_nchw(const TileNchw<Acc<E>>& t, const OutNchw<E>& out, const Clip<Acc<E>>& clip) {
   int64_t o = 0;
   for (; o + C * L <= out.ow; o += C * L) block_nchw<K, S, R, C, L>(t, out, o, clip);
   if (o == out.ow) return;
@@ -221,107 +245,128 @@ template <class E>
 // Buffers of one thread.
 template <class A>
 struct ScratchNchw {
-  static constexpr int64_t kWeights = 4096, kTaps = 512;
+  static constexpr int64_t kWeights = 4096;
   alignas(64) A stage[kStageFloats];
   alignas(64) A weight[kWeights];
-  int64_t offsets[kTaps];
 };
 
-// The output planes of one channel whose rows and columns are given by the axes.
+// How planes of one geometry are worked through: computed once, used for every channel.
+struct PlanNchw {
+  Axis h, w;
+  int64_t oh, ow;          // outputs of the phase
+  bool fits = false;       // do the buffers hold it?
+  int64_t group;           // rows `group` apart see neighbouring tap rows: dilation makes independent convolutions
+  int64_t columns;         // outputs of a row that are worked on at a time
+  int64_t band;            // output rows whose inputs are staged together
+  int64_t layer_size;      // staged elements of a layer
+  Stage stage;
+  static constexpr int64_t kTaps = 256;
+  int64_t offsets[kTaps];  // [layers, kw] of taps in the staged rows
+
+  template <int K, int S, int R, int L, class A>
+  static PlanNchw make(const Axis& h, const Axis& w, int64_t oh, int64_t ow, int64_t layers) {
+    PlanNchw p{h, w, oh, ow, false, R > 1 && S == 1 ? h.dilation : 1, ow, 0, 0,
+               Stage(w, ow, L)};
+    const int64_t taps = layers * w.count;
+    const int64_t overrun = (R - 1) * p.group * h.step + (h.count - 1) * h.dilation + 1;
+    while (p.columns > 4 * L && overrun * layers * p.stage.pitch > kStageFloats) {
+      p.columns /= 2;
+      p.stage = Stage(w, p.columns, L);
+    }
+    const int64_t fit = kStageFloats / (p.stage.pitch * layers) - overrun;
+    p.fits = fit >= 0 && taps <= kTaps && taps * h.count <= ScratchNchw<A>::kWeights;
+    if (!p.fits) return p;
+    const int64_t want = std::max(kStageTarget / (p.stage.pitch * layers) - overrun, (R * p.group - 1) * h.step);
+    p.band = std::min(oh, std::min(fit, want) / h.step + 1);
+    p.layer_size = ((p.band - 1) * h.step + overrun) * p.stage.pitch;
+    for (int64_t i = 0; i < taps; ++i) {
+      p.offsets[i] = i / w.count * p.layer_size + p.stage.offset(w, i % w.count);
+    }
+    return p;
+  }
+};
+
+// The output planes of one channel.
 template <int K, int S, int R, int C, int L, class E>
-bool staged_nchw(PlanesNchw<E> p, const Axis& h, Axis w, ScratchNchw<Acc<E>>& scratch) {
+[[gnu::noinline]] void staged_nchw(const PlanesNchw<E>& p, const PlanNchw& plan, ScratchNchw<Acc<E>>& scratch) {
   using A = Acc<E>;
-  // Rows `group` apart see neighbouring tap rows: with dilation they form `group` independent convolutions.
-  const int64_t group = R > 1 && S == 1 ? h.dilation : 1;
-  const int64_t weight_rows = K > 0 ? K : h.count + 2 * (R - 1);
-  const int64_t overrun = (R - 1) * group * h.step + (h.count - 1) * h.dilation + 1;
-  if (p.layers * w.count > scratch.kTaps || p.layers * w.count * weight_rows > scratch.kWeights) return false;
-
-  int64_t columns = p.ow;  // of a piece
-  while (columns > 4 * L && overrun * p.layers * Stage(w, columns, L).pitch > kStageFloats) columns = columns / 2;
-  const Stage stage(w, columns, L);
-  const int64_t fit = kStageFloats / (stage.pitch * p.layers) - overrun;
-  if (fit < 0) return false;
-  const int64_t want = std::max(kStageTarget / (stage.pitch * p.layers) - overrun, (R * group - 1) * h.step);
-  const int64_t band = std::min(p.oh, std::min(fit, want) / h.step + 1);
-  const int64_t staged_rows = (band - 1) * h.step + overrun, layer_size = staged_rows * stage.pitch;
-
+  const Axis &h = plan.h, &w = plan.w;
+  const Stage stage = plan.stage;
+  const Clip<A> clip(p.activation);
   A* weight = scratch.weight;
   for (int64_t layer = 0; layer < p.layers; ++layer) {
     for (int64_t v = 0; v < w.count; ++v) {
-      scratch.offsets[layer * w.count + v] = layer * layer_size + stage.offset(w, v);
-      const E* from = p.weight + layer * p.w_layer + (w.tap + v * w.tap_step) * p.w_w;
-      for (int64_t r = 0; r < weight_rows; ++r) {
-        const int64_t u = K > 0 ? r : r - (R - 1);
-        *weight++ = u >= 0 && u < h.count ? load<1>(from + (h.tap + u * h.tap_step) * p.w_h)[0] : A(0);
-      }
+      const E* from = p.weight + layer * p.w_layer + (w.tap + v * w.tap_step) * p.w_w + h.tap * p.w_h;
+      for (int64_t u = 0; u < h.count; ++u) *weight++ = load<1>(from + u * h.tap_step * p.w_h)[0];
     }
   }
-  for (int64_t column = 0; column < p.ow; column += columns) {
-    const int64_t piece = std::min(columns, p.ow - column);
-    const int64_t low_column = stage.low + column;
-    Stage here = stage;
-    here.low = low_column;
-    for (int64_t begin = 0; begin < p.oh; begin += band) {
-      const int64_t rows = std::min(band, p.oh - begin), first_row = h.first + begin * h.step;
+  for (int64_t column = 0; column < p.ow; column += plan.columns) {
+    const int64_t piece = std::min(plan.columns, p.ow - column);
+    for (int64_t begin = 0; begin < p.oh; begin += plan.band) {
+      const int64_t rows = std::min(plan.band, p.oh - begin), first_row = h.first + begin * h.step;
       const int64_t needed = (rows - 1) * h.step + (h.count - 1) * h.dilation + 1;
       for (int64_t layer = 0; layer < p.layers; ++layer) {
-        for (int64_t r = 0; r < needed; ++r) {
-          A* to = scratch.stage + layer * layer_size + r * stage.pitch;
-          for (int64_t i = 0; i < stage.pitch; i += L) store<L>(to + i, Vec<A, L>{});
-          if (first_row + r < 0 || first_row + r >= p.ih) continue;
-          stage_row<L>(here, to, p.x + layer * p.x_layer + (first_row + r) * p.x_h, p.iw, p.x_w);
-        }
+        stage_rows<L>(stage, column, scratch.stage + layer * plan.layer_size, needed, p.x + layer * p.x_layer,
+                      first_row, p.x_h, p.x_w, p.ih, p.iw);
       }
-      TileNchw<A> tile{nullptr, h.dilation * stage.pitch, scratch.offsets, scratch.weight, h.count,
-                       p.layers * w.count};
-      OutNchw<E> out{nullptr, group * p.y_h, p.y_w, piece, 0, p.bias, p.activation};
-      for (int64_t g = 0; g < std::min(group, rows); ++g) {
-        const int64_t members = (rows - 1 - g) / group + 1;
+      const int64_t x_row = h.dilation * stage.pitch, taps = p.layers * w.count, y_row = plan.group * p.y_h;
+      for (int64_t g = 0; g < std::min(plan.group, rows); ++g) {
+        const int64_t members = plan.group == 1 ? rows : (rows - 1 - g) / plan.group + 1;
         for (int64_t m = 0; m < members; m += R) {
-          const int64_t row = g + m * group;
-          tile.x = scratch.stage + row * h.step * stage.pitch;
-          out.y = p.y + (begin + row) * p.y_h + column * p.y_w;
-          out.rows = std::min<int64_t>(R, members - m);
-          tile_nchw<K, S, R, C, L>(tile, out);
+          const int64_t row = g + m * plan.group;
+          const TileNchw<A> tile{scratch.stage + row * h.step * stage.pitch, x_row, plan.offsets, scratch.weight,
+                                 h.count, taps};
+          const OutNchw<E> out{p.y + (begin + row) * p.y_h + column * p.y_w, y_row, p.y_w, piece,
+                               std::min<int64_t>(R, members - m), p.bias, p.activation};
+          tile_nchw<K, S, R, C, L>(tile, out, clip);
         }
       }
     }
   }
-  return true;
 }
 
-// Chooses the tile by kernel height, stride, and width of the output.
-template <class E>
-void planes_nchw(const PlanesNchw<E>& p, const Axis& h, const Axis& w, ScratchNchw<Acc<E>>& scratch) {
+// Chooses the tile by kernel height, stride and width of the output, and calls f(K, S, R, C, L) with it.
+template <class E, class F>
+auto with_tile_nchw(const Axis& h, int64_t ow, F&& f) {
   constexpr int L = lanes<E>();
-  bool done = false;
-  if (h.count > 0 && w.count > 0) {
-    if constexpr (std::is_same_v<E, float>) {
-      auto by_width = [&](auto k, auto s) {
-        constexpr int K = k, S = s;
-        if (p.ow >= 2 * L) return staged_nchw<K, S, 4, 2, L>(p, h, w, scratch);
-        if (L > 8 && p.ow <= 8) return staged_nchw<K, S, 4, 1, 8>(p, h, w, scratch);
-        return staged_nchw<K, S, 4, 1, L>(p, h, w, scratch);
-      };
-      using std::integral_constant;
-      auto by_stride = [&](auto k) {
-        if (h.step == 1) return by_width(k, integral_constant<int, 1>{});
-        return by_width(k, integral_constant<int, 2>{});
-      };
-      if (h.step == 1 || (h.step == 2 && h.dilation == 1)) {
-        if (h.count == 3) done = by_stride(integral_constant<int, 3>{});
-        if (h.count == 5) done = by_stride(integral_constant<int, 5>{});
-        if (h.count == 7) done = by_stride(integral_constant<int, 7>{});
-      }
-      if (!done && h.step == 1) {
-        done = p.ow >= 2 * L ? staged_nchw<0, 1, 4, 2, L>(p, h, w, scratch)
-                             : staged_nchw<0, 1, 4, 1, L>(p, h, w, scratch);
-      }
+  using std::integral_constant;
+  using One = integral_constant<int, 1>;
+  using Two = integral_constant<int, 2>;
+  using Four = integral_constant<int, 4>;
+  using Wide = integral_constant<int, L>;
+  using Narrow = integral_constant<int, (L > 8 ? 8 : L)>;
+  using Any = integral_constant<int, 0>;
+  if constexpr (std::is_same_v<E, float>) {
+    auto by_width = [&](auto k, auto s) {
+      if (ow >= 2 * L) return f(k, s, Four{}, Two{}, Wide{});
+      if (ow <= 8) return f(k, s, Four{}, One{}, Narrow{});
+      return f(k, s, Four{}, One{}, Wide{});
+    };
+    auto by_stride = [&](auto k) { return h.step == 1 ? by_width(k, One{}) : by_width(k, Two{}); };
+    if (h.step == 1 || (h.step == 2 && h.dilation == 1)) {
+      if (h.count == 3) return by_stride(integral_constant<int, 3>{});
+      if (h.count == 5) return by_stride(integral_constant<int, 5>{});
+      if (h.count == 7) return by_stride(integral_constant<int, 7>{});
     }
-    if (!done) done = staged_nchw<0, 1, 1, 1, L>(p, h, w, scratch);
+    if (h.step == 1) return by_width(Any{}, One{});
   }
-  if (!done) direct_nchw(p, h, w);
+  return f(Any{}, One{}, One{}, One{}, Wide{});
+}
+
+template <class E>
+PlanNchw plan_nchw(const Axis& h, const Axis& w, int64_t oh, int64_t ow, int64_t layers) {
+  return with_tile_nchw<E>(h, ow, [&](auto k, auto s, auto r, auto, auto l) {
+    if (h.count == 0 || w.count == 0) return PlanNchw{h, w, oh, ow, false, 1, 0, 0, 0, Stage(w, ow, l)};
+    return PlanNchw::make<k, s, r, l, Acc<E>>(h, w, oh, ow, layers);
+  });
+}
+
+template <class E>
+void planes_nchw(const PlanesNchw<E>& p, const PlanNchw& plan, ScratchNchw<Acc<E>>& scratch) {
+  if (!plan.fits) return direct_nchw(p, plan.h, plan.w);
+  with_tile_nchw<E>(plan.h, plan.ow, [&](auto k, auto s, auto r, auto c, auto l) {
+    staged_nchw<k, s, r, c, l>(p, plan, scratch);
+  });
 }
 
 // --- gradient of the weight -------------------------------------------------------------------------------------------
@@ -366,7 +411,7 @@ template <int N, int L, class A>
 
 // Adds to sums [kw, kh] (and to *dbias) what one pair of planes gives. False where no buffer holds the rows.
 template <int L, class E>
-bool backward_weight_nchw(const PlanesNchw<E>& p, const Axis& h, Axis w, ScratchNchw<Acc<E>>& scratch, Acc<E>* sums,
+bool add_backward_weight(const PlanesNchw<E>& p, const Axis& h, Axis w, ScratchNchw<Acc<E>>& scratch, Acc<E>* sums,
                           Acc<E>* dbias) {
   using A = Acc<E>;
   const int64_t span = (h.count - 1) * h.dilation + 1;
@@ -381,17 +426,10 @@ bool backward_weight_nchw(const PlanesNchw<E>& p, const Axis& h, Axis w, Scratch
   const int64_t band = std::min(p.oh, 1 + left / (h.step * stage.pitch + dy_pitch));
   for (int64_t column = 0; column < p.ow; column += columns) {
     const int64_t piece = std::min(columns, p.ow - column);
-    Stage here = stage;
-    here.low = stage.low + column;
     for (int64_t begin = 0; begin < p.oh; begin += band) {
       const int64_t rows = std::min(band, p.oh - begin), first_row = h.first + begin * h.step;
       const int64_t needed = (rows - 1) * h.step + span;
-      for (int64_t r = 0; r < needed; ++r) {
-        A* to = scratch.stage + r * stage.pitch;
-        for (int64_t i = 0; i < stage.pitch; i += L) store<L>(to + i, Vec<A, L>{});
-        if (first_row + r < 0 || first_row + r >= p.ih) continue;
-        stage_row<L>(here, to, p.x + (first_row + r) * p.x_h, p.iw, p.x_w);
-      }
+      stage_rows<L>(stage, column, scratch.stage, needed, p.x, first_row, p.x_h, p.x_w, p.ih, p.iw);
       A* dy = scratch.stage + needed * stage.pitch;
       Vec<A, L> total{};
       for (int64_t r = 0; r < rows; ++r) {
@@ -422,7 +460,7 @@ bool backward_weight_nchw(const PlanesNchw<E>& p, const Axis& h, Axis w, Scratch
 
 // The same for one pair of planes of any geometry.
 template <class E>
-[[gnu::noinline]] void direct_backward_weight_nchw(const PlanesNchw<E>& p, const Axis& h, const Axis& w, Acc<E>* sums,
+[[gnu::noinline]] void direct_backward_weight(const PlanesNchw<E>& p, const Axis& h, const Axis& w, Acc<E>* sums,
                                                    Acc<E>* dbias) {
   for (int64_t i = 0; i < p.oh; ++i) {
     const auto [u_begin, u_end] = h.inside(i, p.ih);

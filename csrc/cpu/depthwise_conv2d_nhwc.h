@@ -199,97 +199,96 @@ template <int K, int S, int R, int T, class E>
   });
 }
 
-// Adds the tile's products to `sums` [K * K + 1, c]: the weight's gradient, then the bias's.
-template <int K, int S, int R, int T, bool kInside, class E>
-LIGHTKERNELS_INLINE void tile_backward_weight_nhwc(const BandNhwc<E>& b, int64_t ow, int64_t c_begin, int64_t c_end,
-                                                   Acc<E>* sums) {
-  constexpr int L = lanes<E>(), kRows = (R - 1) * S + K, kColumns = (T - 1) * S + K;
+// --- gradient of a K x K kernel's weight, stride S ----------------------------------------------------------------------
+// Kernel rows that are summed together, by what fits the registers.
+template <int K>
+constexpr int kSweepRows = kRegisters == 32 ? (K == 7 ? 3 : K) : (K == 3 ? 3 : 1);
+
+// One output row against U input rows, swept over its columns: the last outputs stay in registers, so that an input is
+// loaded once and meets all of them.
+template <class E>
+struct SweepNhwc {
+  const E* x;        // input pixel of output column 0 and tap column 0, in the row of the first kernel row
+  int64_t x_h, x_w;  // strides
+  const E* dy;       // output column 0
+  int64_t dy_w, ow;
+  int64_t row_begin, row_end;        // the U input rows that are inside the image
+  int64_t column_begin, column_end;  // input columns inside the image
+};
+
+template <int K, int S, int U, bool kRowsInside, int L, class E>
+LIGHTKERNELS_INLINE void sweep_nhwc(const SweepNhwc<E>& s, Vec<Acc<E>, L> (&total)[U][K], Vec<Acc<E>, L>& dbias) {
   using V = Vec<Acc<E>, L>;
-  const int64_t column_begin = b.column_begin - ow * S, column_end = b.column_end - ow * S;
-  for_channels_once<L>(c_begin, c_end, LIGHTKERNELS_LAMBDA(int64_t c, int lanes_done) {
-    V dy[R][T], total[R == 1 ? 1 : K][K];
-    V dbias = load<L>(sums + K * K * b.c + c);
-    const E* y = b.y + ow * b.y_w + c;
-    unroll<R>(LIGHTKERNELS_LAMBDA(auto i) {
-      if (!kInside && i >= b.rows) return;
-      unroll<T>(LIGHTKERNELS_LAMBDA(auto o) {
-        dy[i][o] = load<L>(y + i * b.y_h + o * b.y_w);
-        dbias += dy[i][o];
+  constexpr int kDepth = (K + S - 1) / S;  // outputs that one input column meets
+  V dy[kDepth];
+  unroll<kDepth>(LIGHTKERNELS_LAMBDA(auto k) { dy[k] = V{}; });
+  // Output o enters, the input columns S * o .. S * o + S - 1 meet outputs o, o - 1, ...
+  auto step = LIGHTKERNELS_LAMBDA(auto inside, int64_t o) {
+    unroll<kDepth - 1>(LIGHTKERNELS_LAMBDA(auto k) { dy[kDepth - 1 - k] = dy[kDepth - 2 - k]; });
+    if (inside || o < s.ow) {
+      dy[0] = load<L>(s.dy + o * s.dy_w);
+      dbias += dy[0];
+    }
+    unroll<S>(LIGHTKERNELS_LAMBDA(auto q) {
+      const int64_t column = S * o + q;
+      if (!inside && (column < s.column_begin || column >= s.column_end)) return;
+      unroll<U>(LIGHTKERNELS_LAMBDA(auto u) {
+        if (!kRowsInside && (u < s.row_begin || u >= s.row_end)) return;
+        V x = load<L>(s.x + u * s.x_h + column * s.x_w);
+        keep_in_register(x);
+        unroll<kDepth>(LIGHTKERNELS_LAMBDA(auto k) {
+          constexpr int v = q + S * k;
+          if constexpr (v < K) {
+            if (inside || (o - k >= 0 && o - k < s.ow)) total[u][v] += x * dy[k];
+          }
+        });
       });
     });
-    store_rest<L>(sums + K * K * b.c + c, dbias, lanes_done);
-    // f(column, its value) for the columns of input row r that are inside the image.
-    auto for_columns = LIGHTKERNELS_LAMBDA(int64_t r, auto f) {
-      if (!kInside && (r < b.row_begin || r >= b.row_end)) return;
-      const E* x = b.x + r * b.x_h + ow * S * b.x_w + c;
-      unroll<kColumns>(LIGHTKERNELS_LAMBDA(auto column) {
-        if (!kInside && (column < column_begin || column >= column_end)) return;
-        V value = load<L>(x + column * b.x_w);
-        keep_in_register(value);
-        f(column, value);
-      });
-    };
-    if constexpr (R == 1) {
-      for (int u = 0; u < K; ++u) {
-        unroll<K>(LIGHTKERNELS_LAMBDA(auto v) { total[0][v] = load<L>(sums + (u * K + v) * b.c + c); });
-        for_columns(u, LIGHTKERNELS_LAMBDA(auto column, V value) {
-          unroll<K>(LIGHTKERNELS_LAMBDA(auto v) {
-            constexpr int offset = column - v, o = offset / S;
-            if constexpr (offset >= 0 && offset % S == 0 && o < T) total[0][v] += value * dy[0][o];
-          });
-        });
-        unroll<K>(LIGHTKERNELS_LAMBDA(auto v) {
-          store_rest<L>(sums + (u * K + v) * b.c + c, total[0][v], lanes_done);
-        });
-      }
-    } else {
-      unroll<K * K>(LIGHTKERNELS_LAMBDA(auto tap) { total[tap / K][tap % K] = load<L>(sums + tap * b.c + c); });
-      unroll<kRows>(LIGHTKERNELS_LAMBDA(auto r) {
-        for_columns(r, LIGHTKERNELS_LAMBDA(auto column, V value) {
-          unroll<R * K>(LIGHTKERNELS_LAMBDA(auto j) {
-            constexpr int i = j / K, v = j % K, u = r - S * i, offset = column - v, o = offset / S;
-            if constexpr (u >= 0 && u < K && offset >= 0 && offset % S == 0 && o < T) {
-              if (kInside || i < b.rows) total[u][v] += value * dy[i][o];
-            }
-          });
-        });
-      });
-      unroll<K * K>(LIGHTKERNELS_LAMBDA(auto tap) {
-        store_rest<L>(sums + tap * b.c + c, total[tap / K][tap % K], lanes_done);
-      });
-    }
-  });
+  };
+  // Steps that need no test: all the outputs met exist, and so do the input columns.
+  const int64_t begin = std::max<int64_t>({kDepth - 1, (s.column_begin + S - 1) / S});
+  const int64_t end = std::max(begin, std::min(s.ow, s.column_end / S));
+  int64_t o = 0;
+  for (; o < std::min(begin, s.ow + kDepth - 1); ++o) step(std::false_type{}, o);
+  for (; o < end; ++o) step(std::true_type{}, o);
+  for (; o < s.ow + kDepth - 1; ++o) step(std::false_type{}, o);
 }
 
-template <int K, int S, int R, class E>
-[[gnu::noinline]] void band_backward_weight_nhwc(const BandNhwc<E> b, Acc<E>* sums) {
-  constexpr int kWide = kRegisters == 32 ? 7 : 4, kNarrow = kRegisters == 32 ? 3 : 2;
-  const bool rows_inside = b.row_begin == 0 && b.row_end == (R - 1) * S + K && b.rows == R;
-  for_channel_blocks<lanes<E>()>(b.c, LIGHTKERNELS_LAMBDA(int64_t c_begin, int64_t c_end) {
-    int64_t ow = 0;
-    // Tiles of T columns while they fit: none is partial, so that nothing but the image's own values is multiplied.
-    auto tiles = LIGHTKERNELS_LAMBDA(auto T) {
-      for (; ow + T <= b.ow; ow += T) {
-        if (rows_inside && ow * S >= b.column_begin && ow * S + (T - 1) * S + K <= b.column_end) {
-          tile_backward_weight_nhwc<K, S, R, T, true>(b, ow, c_begin, c_end, sums);
-        } else {
-          tile_backward_weight_nhwc<K, S, R, T, false>(b, ow, c_begin, c_end, sums);
-        }
-      }
-    };
-    tiles(std::integral_constant<int, kWide>{});
-    tiles(std::integral_constant<int, kNarrow>{});
-    tiles(std::integral_constant<int, 1>{});
+// Adds to `sums` [K * K + 1, c] (the weight's gradient, then the bias's) what output rows [oh_begin, oh_end) of image n
+// give for channels [c, c + L), but for the first `lanes_done` of them.
+template <int K, int S, int U, class E>
+[[gnu::noinline]] void rows_backward_weight_nhwc(const DepthwiseConv2dParams& p, int64_t n, int64_t oh_begin,
+                                                 int64_t oh_end, int64_t u0, int64_t c, int lanes_done, int64_t channels,
+                                                 Acc<E>* sums) {
+  constexpr int L = lanes<E>();
+  using V = Vec<Acc<E>, L>;
+  V total[U][K], dbias{};
+  unroll<U * K>(LIGHTKERNELS_LAMBDA(auto i) { total[i / K][i % K] = V{}; });
+  SweepNhwc<E> s;
+  s.x_h = p.x_strides.h, s.x_w = p.x_strides.w, s.dy_w = p.y_strides.w, s.ow = p.ow;
+  s.column_begin = p.padding_l, s.column_end = p.iw + p.padding_l;
+  for (int64_t oh = oh_begin; oh < oh_end; ++oh) {
+    const int64_t ih = oh * S + u0 - p.padding_t;
+    s.x = static_cast<const E*>(p.x) + n * p.x_strides.n + ih * s.x_h - p.padding_l * s.x_w + c;
+    s.dy = static_cast<const E*>(p.y) + n * p.y_strides.n + oh * p.y_strides.h + c;
+    s.row_begin = -ih, s.row_end = p.ih - ih;
+    if (s.row_begin <= 0 && s.row_end >= U) {
+      sweep_nhwc<K, S, U, true, L>(s, total, dbias);
+    } else {
+      sweep_nhwc<K, S, U, false, L>(s, total, dbias);
+    }
+  }
+  unroll<U * K>(LIGHTKERNELS_LAMBDA(auto i) {
+    Acc<E>* to = sums + (u0 * K + i) * channels + c;
+    store_rest<L>(to, load<L>(to) + total[i / K][i % K], lanes_done);
   });
+  if (u0 == 0) {
+    Acc<E>* to = sums + K * K * channels + c;
+    store_rest<L>(to, load<L>(to) + dbias, lanes_done);
+  }
 }
 
 // --- any kernel, stride, dilation, multiplier: one output row at a time -------------------------------------------------
-// How the channel of an input follows from the channel c of an output: c * times / over.
-struct ChannelMap {
-  int64_t times, over;
-  bool is_identity() const { return times == 1 && over == 1; }
-};
-
 // L values for output channels [c, c + L).
 template <int L, class E>
 [[gnu::noinline]] Vec<Acc<E>, L> gather(const E* x, int64_t c, ChannelMap map) {

@@ -6,7 +6,7 @@
 #include <type_traits>
 #include <utility>
 
-#if defined(__F16C__)
+#if defined(__F16C__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -153,6 +153,54 @@ LIGHTKERNELS_INLINE void store(T* p, Vec<Acc<T>, L> v) {
   } else {
     std::memcpy(p, &v, sizeof v);
   }
+}
+
+// The first `count` < L lanes alone: memory beyond them is neither read (they are 0) nor written.
+template <int L, class T>
+LIGHTKERNELS_INLINE Vec<Acc<T>, L> load_first(const T* p, int64_t count) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float> && L == 16) {
+    return (Vec<float, L>)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p);
+  }
+#endif
+#if defined(__AVX2__)
+  if constexpr (std::is_same_v<T, float> && L == 8) {
+    const Vec<int32_t, 8> lane = {0, 1, 2, 3, 4, 5, 6, 7};
+    return (Vec<float, L>)_mm256_maskload_ps(p, (__m256i)(lane < static_cast<int32_t>(count)));
+  }
+#endif
+  T values[L] = {};
+  for (int64_t l = 0; l < count; ++l) values[l] = p[l];
+  return load<L>(values);
+}
+template <int L, class T>
+LIGHTKERNELS_INLINE void store_first(T* p, Vec<Acc<T>, L> v, int64_t count) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float> && L == 16) {
+    return _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
+  }
+#endif
+#if defined(__AVX2__)
+  if constexpr (std::is_same_v<T, float> && L == 8) {
+    const Vec<int32_t, 8> lane = {0, 1, 2, 3, 4, 5, 6, 7};
+    return _mm256_maskstore_ps(p, (__m256i)(lane < static_cast<int32_t>(count)), (__m256)v);
+  }
+#endif
+  T values[L];
+  store<L>(values, v);
+  for (int64_t l = 0; l < count; ++l) p[l] = values[l];
+}
+
+// As many of L lanes as `count` says, which may be any number.
+template <int L, class T>
+LIGHTKERNELS_INLINE Vec<Acc<T>, L> load_up_to(const T* p, int64_t count) {
+  if (count >= L) return load<L>(p);
+  return count > 0 ? load_first<L>(p, count) : Vec<Acc<T>, L>{};
+}
+template <int L, class T>
+LIGHTKERNELS_INLINE void store_up_to(T* p, Vec<Acc<T>, L> v, int64_t count) {
+  if (count >= L) return store<L>(p, v);
+  if (count > 0) store_first<L>(p, v, count);
 }
 
 template <int L, class S>

@@ -80,12 +80,28 @@ struct View {
   bool same_place(const View& o) const { return device == o.device && index == o.index; }
 };
 
+// As Python writes it, for messages.
+[[gnu::cold]] inline std::string dtype_name(const View& v) {
+  const std::pair<int32_t, const char*> names[] = {
+      {aoti_torch_dtype_float32(), "float32"},     {aoti_torch_dtype_float64(), "float64"},
+      {aoti_torch_dtype_float16(), "float16"},     {aoti_torch_dtype_bfloat16(), "bfloat16"},
+      {aoti_torch_dtype_uint8(), "uint8"},         {aoti_torch_dtype_int8(), "int8"},
+      {aoti_torch_dtype_int16(), "int16"},         {aoti_torch_dtype_int32(), "int32"},
+      {aoti_torch_dtype_int64(), "int64"},         {aoti_torch_dtype_bool(), "bool"},
+      {aoti_torch_dtype_complex64(), "complex64"}, {aoti_torch_dtype_complex128(), "complex128"},
+  };
+  for (const auto& [dtype, name] : names) {
+    if (dtype == v.dtype) return std::string("torch.") + name;
+  }
+  return "another";
+}
+
 inline DType dtype_of(const char* op, const View& v) {
   if (v.dtype == aoti_torch_dtype_float32()) return DType::kFloat32;
   if (v.dtype == aoti_torch_dtype_float64()) return DType::kFloat64;
   if (v.dtype == aoti_torch_dtype_float16()) return DType::kFloat16;
   if (v.dtype == aoti_torch_dtype_bfloat16()) return DType::kBFloat16;
-  fail(op, ": dtype must be float32, float64, float16 or bfloat16");
+  fail(op, ": dtype must be float32, float64, float16 or bfloat16, got ", dtype_name(v));
 }
 
 // torch's rule (c10/core/MemoryFormat.h) for 4-D tensors: are the strides ordered n > h > w > c?

@@ -58,7 +58,10 @@ void check_weight(const char* op, const View& weight, const char* name, const Vi
   if (weight.dim != 4 || weight.sizes[1] != 1) {
     fail(op, ": weight must have shape [c, 1, kh, kw], got ", weight.shape());
   }
-  if (weight.dtype != x.dtype) fail(op, ": tensors must share one dtype, got another for weight than for ", name);
+  if (weight.dtype != x.dtype) {
+    fail(op, ": tensors must share one dtype, got ", dtype_name(x), " for ", name, " and ", dtype_name(weight),
+         " for weight");
+  }
   if (!weight.same_place(x)) fail(op, ": tensors must be on one device, weight is on another than ", name);
 }
 
@@ -80,7 +83,8 @@ Tensor forward(const Tensor& x_, const Tensor& weight_, const std::optional<Tens
   if (bias_) {
     View bias(*bias_);
     if (bias.dim != 1 || bias.sizes[0] != c) fail(op, ": bias must have shape [", c, "], got ", bias.shape());
-    if (bias.dtype != x.dtype || !bias.same_place(x)) fail(op, ": bias must have x's dtype and device");
+    if (bias.dtype != x.dtype) fail(op, ": bias must be ", dtype_name(x), ", got ", dtype_name(bias));
+    if (!bias.same_place(x)) fail(op, ": tensors must be on one device, bias is on another than x");
     p.bias = bias.data;
     if (bias.strides[0] != 1 && c > 1) {
       dense_bias = torch::stable::contiguous(*bias_);
@@ -131,7 +135,9 @@ std::tuple<Tensor, Tensor> backward_weight(const Tensor& dy_, const Tensor& x_, 
   if (dy.dim != 4 || x.dim != 4 || dy.sizes[0] != x.sizes[0]) {
     fail(op, ": dy and x must have shape [n, c, h, w] with one n, got ", dy.shape(), " and ", x.shape());
   }
-  if (dy.dtype != x.dtype) fail(op, ": tensors must share one dtype, got another for dy than for x");
+  if (dy.dtype != x.dtype) {
+    fail(op, ": tensors must share one dtype, got ", dtype_name(dy), " for dy and ", dtype_name(x), " for x");
+  }
   if (!dy.same_place(x)) fail(op, ": tensors must be on one device, dy is on another than x");
   const int64_t n = x.sizes[0], in_channels = x.sizes[1], c = dy.sizes[1];
   if (in_channels == 0 || c == 0 || c % in_channels) {

@@ -152,7 +152,7 @@ def check_forward(x, w, b, geometry: Geometry, activation: str = "none") -> None
     y64 = ACTIVATIONS[activation](z64)
     assert y.dtype == x.dtype
     assert_linear(y, y64, magnitude, w.shape[2] * w.shape[3] + 1, LIPSCHITZ[activation])
-    if activation != "none" and y.numel():
+    if activation != "none" and y.numel() and y.dtype != torch.float64:  # float64 has no better reference
         assert_nonlinear(y, y64, torchs(x, w, b, geometry, activation))
     assert_format(y, x)
 

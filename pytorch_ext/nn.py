@@ -21,6 +21,7 @@ from .ops.depthwise_conv2d import ACTIVATIONS, _padding4, depthwise_conv1d, dept
 
 __all__ = ["DepthwiseConv1d", "DepthwiseConv2d", "SwapReport", "restore", "swap"]
 
+_GEOMETRY = {"stride", "padding", "dilation", "padding_mode", "activation"}  # to set one is to pack anew
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 torch.fx.wrap("depthwise_conv1d")  # torch.fx records a call of these instead of tracing into them
@@ -37,22 +38,18 @@ _memcmp.argtypes, _memcmp.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_
 
 
 class _Packed(NamedTuple):
-    """An inference call's arguments, worked out once, and what they were worked out from.
+    """An inference call's arguments, worked out once, and the weight that they were worked out from.
 
     The weight is compared by its contents, not by `_version`: that misses writes through `.data`, numpy or shared
     memory, and inference tensors have none.
     """
 
-    weight: Tensor  # [c, 1, kh, kw] stored as [kh, kw, c], what the CPU kernels read without repacking
-    geometry: tuple  # stride, padding (None: "same" with a stride, which depends on the input), dilation
-    attributes: tuple  # the module's stride, padding, dilation, padding_mode; immutable, so identity is enough
-    source: Tensor  # the parameter; then its
-    dtype: torch.dtype
-    shape: torch.Size
-    strides: tuple[int, ...]
-    contents: Tensor  # a copy of it, then its
-    pointer: int
-    nbytes: int
+    # weight [c, 1, kh, kw] stored as [kh, kw, c], what the CPU kernels read without repacking; stride; padding (None:
+    # "same" with a stride, which depends on the input); dilation; activation
+    arguments: tuple[Tensor, tuple[int, int], tuple[int, int, int, int] | None, tuple[int, int], str]
+    # the parameter, its dtype, numel and strides, a pointer to a copy of its contents, their bytes
+    source: tuple[nn.Parameter, torch.dtype, int, tuple[int, ...], int, int]
+    contents: Tensor  # that copy
 
 
 class _Depthwise(_ConvNd):
@@ -60,6 +57,11 @@ class _Depthwise(_ConvNd):
 
     activation: str = "none"  # on the class: a swapped module needs nothing that it did not have
     _packed: _Packed | None = None
+
+    def __setattr__(self, name: str, value) -> None:
+        if name in _GEOMETRY:
+            self.__dict__.pop("_packed", None)
+        super().__setattr__(name, value)
 
     def _finish(self, activation: str, padding=None) -> None:
         """The rest of construction: activation, and a padding that nn.ConvNd's own constructor refuses."""
@@ -101,15 +103,11 @@ class _Depthwise(_ConvNd):
             return None
         packed = self._packed
         if packed is not None:
-            _, _, (stride, padding, dilation, mode), source, dtype, shape, strides, _, contents, nbytes = packed
+            _, (source, dtype, numel, strides, contents, nbytes), _ = packed
             if (
                 weight is source
-                and self.stride is stride
-                and self.padding is padding
-                and self.dilation is dilation
-                and self.padding_mode is mode
                 and weight.dtype is dtype
-                and weight.shape == shape
+                and weight.numel() == numel
                 and weight.stride() == strides
                 and (pointer := weight.data_ptr())
                 and not _memcmp(pointer, contents, nbytes)
@@ -118,22 +116,21 @@ class _Depthwise(_ConvNd):
         return self._pack(weight)
 
     def _pack(self, weight: Tensor) -> _Packed | None:
-        attributes = self.stride, self.padding, self.dilation, self.padding_mode
         if (
             type(weight) is not nn.Parameter
             or not (weight.is_cpu and weight.is_contiguous() and weight.numel())
             or self.padding_mode != "zeros"
-            or not all(isinstance(a, (int, str, tuple)) for a in attributes)
+            or not all(isinstance(a, (int, str, tuple)) for a in (self.stride, self.padding, self.dilation))
         ):
             return None
         with torch.inference_mode(False), torch.no_grad():
             copy = weight.detach().clone()
             w = copy if copy.dim() == 4 else copy.unsqueeze(2)
             packed = w.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
-        contents = copy, copy.data_ptr(), copy.nbytes
-        source = weight, weight.dtype, weight.shape, weight.stride()
-        self._packed = _Packed(packed, self._geometry(w), attributes, *source, *contents)
-        return self._packed
+        arguments = packed, *self._geometry(w), self.activation
+        source = weight, weight.dtype, weight.numel(), weight.stride(), copy.data_ptr(), copy.nbytes
+        made = self.__dict__["_packed"] = _Packed(arguments, source, copy)
+        return made
 
     def __getstate__(self):
         state = self.__dict__.copy()
@@ -223,10 +220,10 @@ class DepthwiseConv2d(_Depthwise, nn.Conv2d):
         packed = self._inference(input)
         if packed is None or input.dim() != 4:
             return self._conv_forward(input, self.weight, self.bias)
-        stride, padding, dilation = packed.geometry
+        (weight, stride, padding, dilation, activation), _, _ = packed
         if padding is None:
             padding = same_padding(input.shape[2:], self.kernel_size, stride, dilation)
-        return _call(input, packed.weight, self._parameters["bias"], stride, padding, dilation, self.activation)
+        return _call(input, weight, self._parameters["bias"], stride, padding, dilation, activation)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding: Any = self.padding
@@ -292,11 +289,11 @@ class DepthwiseConv1d(_Depthwise, nn.Conv1d):
         packed = self._inference(input)
         if packed is None or input.dim() != 3:
             return self._conv_forward(input, self.weight, self.bias)
-        stride, padding, dilation = packed.geometry
+        (weight, stride, padding, dilation, activation), _, _ = packed
         if padding is None:
             padding = same_padding((1, input.shape[2]), (1, *self.kernel_size), stride, dilation)
-        x, bias = input.unsqueeze(2), self._parameters["bias"]
-        return _call(x, packed.weight, bias, stride, padding, dilation, self.activation).squeeze(2)
+        bias = self._parameters["bias"]
+        return _call(input.unsqueeze(2), weight, bias, stride, padding, dilation, activation).squeeze(2)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding: Any = _single(self.padding)

@@ -284,7 +284,7 @@ backward_weight = _op.register(
 
 # --- public functions -------------------------------------------------------------------------------------------------
 def same_padding(input_size, kernel_size, stride, dilation) -> tuple[int, int, int, int]:
-    """TensorFlow's SAME padding as (top, bottom, left, right): ceil(in / s) outputs, the odd pixel at bottom and right."""
+    """TensorFlow's SAME padding as (top, bottom, left, right): ceil(in / s) outputs, the odd pixel bottom and right."""
     sides = []
     for size, k, s, d in zip(input_size, kernel_size, stride, dilation, strict=True):
         total = max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)

@@ -130,15 +130,24 @@ void for_bands(const DepthwiseConv2dParams& p, int64_t rows, int64_t begin, int6
 
 void fixed_nhwc(const DepthwiseConv2dParams& p, const Weight<float>& weight, const Launch& launch) {
   with_fixed(p, [&](auto k, auto s) {
-    constexpr int K = k, S = s, R = kTileRows<K, S>, T = kTileColumns<K, S>;
-    launch.parallel(bands_of(p, R), 1, [&](int64_t begin, int64_t end) {
-      for_bands(p, R, begin, end, [&](const DepthwiseConv2dParams& grid, int64_t n, int64_t oh) {
-        BandNhwc<float> band = band_of<K, S, R, float>(grid, n, oh);
-        band.weight = weight.data, band.w_h = weight.h, band.w_w = weight.w;
-        band.bias = static_cast<const float*>(p.bias);
-        band_nhwc<K, S, R, T>(band);
+    constexpr int K = k, S = s;
+    auto bands = [&](auto rows, auto kernel) {
+      constexpr int R = rows;
+      launch.parallel(bands_of(p, R), 1, [&](int64_t begin, int64_t end) {
+        for_bands(p, R, begin, end, [&](const DepthwiseConv2dParams& grid, int64_t n, int64_t oh) {
+          BandNhwc<float> band = band_of<K, S, R, float>(grid, n, oh);
+          band.weight = weight.data, band.w_h = weight.h, band.w_w = weight.w;
+          band.bias = static_cast<const float*>(p.bias);
+          kernel(band);
+        });
       });
-    });
+    };
+    if constexpr (K == 3 && kRegisters == 32) {
+      if (p.ow >= kSweepColumns && p.dilation_h == 1 && p.dilation_w == 1) {
+        return bands(std::integral_constant<int, kSweepBandRows>{}, band_sweep_nhwc<K, S, kSweepBandRows, float>);
+      }
+    }
+    bands(std::integral_constant<int, kTileRows<K, S>>{}, band_nhwc<K, S, kTileRows<K, S>, kTileColumns<K, S>, float>);
   });
 }
 

@@ -126,7 +126,8 @@ LIGHTKERNELS_INLINE void tile_nhwc(const BandNhwc<E>& b, int64_t ow, int64_t c_b
 }
 
 template <int K, int S, int R, int T, class E>
-[[gnu::noinline]] void band_nhwc(const BandNhwc<E> b) {
+[[gnu::noinline]] void band_nhwc(const BandNhwc<E>& band) {
+  const BandNhwc<E> b = band;
   const Clip<Acc<E>> clip(b.activation);
   const bool rows_inside = b.row_begin == 0 && b.row_end == (R - 1) * S + K && b.rows == R;
   for_channel_blocks<lanes<E>()>(b.c, LIGHTKERNELS_LAMBDA(int64_t c_begin, int64_t c_end) {
@@ -137,6 +138,76 @@ template <int K, int S, int R, int T, class E>
       } else {
         tile_nhwc<K, S, R, T, false>(b, ow, c_begin, c_end, clip);
       }
+    }
+  });
+}
+
+// The same R rows swept over their columns, L channels at a time: the outputs that an input column meets are all in
+// registers, so every input is loaded once for the R rows. Wins where rows are long (docs/measured.md).
+constexpr int kSweepBandRows = 5;
+constexpr int64_t kSweepColumns = 16;  // least outputs of a row
+
+template <int K, int S, int R, bool kRowsInside, class E>
+LIGHTKERNELS_INLINE void sweep_forward_nhwc(const BandNhwc<E>& b, int64_t c, const Clip<Acc<E>>& clip) {
+  constexpr int L = lanes<E>(), kRows = (R - 1) * S + K;
+  constexpr int kDepth = (K + S - 1) / S;  // outputs of a row that one input column meets
+  using V = Vec<Acc<E>, L>;
+  const V low = splat<L>(clip.low), high = splat<L>(clip.high);
+  const V bias = b.bias ? load<L>(b.bias + c) : V{};
+  V weights[K][K];
+  unroll<K * K>(LIGHTKERNELS_LAMBDA(auto tap) {
+    weights[tap / K][tap % K] = load<L>(b.weight + (tap / K) * b.w_h + (tap % K) * b.w_w + c);
+  });
+  V sums[R][kDepth];  // of outputs o, o - 1, ...
+  unroll<R * kDepth>(LIGHTKERNELS_LAMBDA(auto i) { sums[i / kDepth][i % kDepth] = bias; });
+  const E* x = b.x + c;
+  E* y = b.y + c;
+  // Output o begins, the input columns S * o .. S * o + S - 1 are added, output o - kDepth + 1 is complete.
+  auto step = LIGHTKERNELS_LAMBDA(auto inside, int64_t o) {
+    unroll<R>(LIGHTKERNELS_LAMBDA(auto i) {
+      unroll<kDepth - 1>(LIGHTKERNELS_LAMBDA(auto k) { sums[i][kDepth - 1 - k] = sums[i][kDepth - 2 - k]; });
+      sums[i][0] = bias;
+    });
+    unroll<S>(LIGHTKERNELS_LAMBDA(auto q) {
+      const int64_t column = S * o + q;
+      if (!inside && (column < b.column_begin || column >= b.column_end)) return;
+      unroll<kRows>(LIGHTKERNELS_LAMBDA(auto r) {
+        if (!kRowsInside && (r < b.row_begin || r >= b.row_end)) return;
+        V v = load<L>(x + r * b.x_h + column * b.x_w);
+        keep_in_register(v);
+        unroll<R * kDepth>(LIGHTKERNELS_LAMBDA(auto j) {
+          constexpr int i = j / kDepth, k = j % kDepth, u = r - S * i, tap = q + S * k;
+          if constexpr (u >= 0 && u < K && tap < K) sums[i][k] += v * weights[u][tap];
+        });
+      });
+    });
+    if (!inside && o < kDepth - 1) return;
+    unroll<R>(LIGHTKERNELS_LAMBDA(auto i) {
+      if (!kRowsInside && i >= b.rows) return;
+      V z = sums[i][kDepth - 1];
+      if (clip.smooth) z = smooth<L, Acc<E>>(z, b.activation);
+      store<L>(y + i * b.y_h + (o - kDepth + 1) * b.y_w, clamp(z, low, high));
+    });
+  };
+  const int64_t steps = b.ow + kDepth - 1;
+  const int64_t begin = std::max<int64_t>(kDepth - 1, (b.column_begin + S - 1) / S);
+  const int64_t end = std::min(steps, b.column_end / S);
+  int64_t o = 0;
+  for (; o < std::min(begin, steps); ++o) step(std::false_type{}, o);
+  for (; o < end; ++o) step(std::true_type{}, o);
+  for (; o < steps; ++o) step(std::false_type{}, o);
+}
+
+template <int K, int S, int R, class E>
+[[gnu::noinline]] void band_sweep_nhwc(const BandNhwc<E>& band) {
+  const BandNhwc<E> b = band;
+  const Clip<Acc<E>> clip(b.activation);
+  const bool rows_inside = b.row_begin == 0 && b.row_end == (R - 1) * S + K && b.rows == R;
+  for_channels<lanes<E>()>(0, b.c, LIGHTKERNELS_LAMBDA(int64_t c) {
+    if (rows_inside) {
+      sweep_forward_nhwc<K, S, R, true>(b, c, clip);
+    } else {
+      sweep_forward_nhwc<K, S, R, false>(b, c, clip);
     }
   });
 }

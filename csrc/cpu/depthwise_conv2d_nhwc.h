@@ -474,6 +474,11 @@ template <int L, bool kDense, bool kGather, class E>
 template <class E>
 void row_nhwc_any(const RowNhwc<E>& row, int64_t c_begin, int64_t c_end) {
   constexpr int L = lanes<E>();
+  if constexpr (std::is_same_v<E, float> && L > 4) {
+    if (c_end - c_begin >= 4 && c_end - c_begin < L && row.map.is_identity()) {
+      return row_nhwc<4, false, false>(row, c_begin, c_end);
+    }
+  }
   if (c_end - c_begin < L) return row_nhwc<1, false, true>(row, c_begin, c_end);
   if (!row.map.is_identity()) return row_nhwc<L, false, true>(row, c_begin, c_end);
   if constexpr (std::is_same_v<E, float>) {

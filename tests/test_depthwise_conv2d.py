@@ -144,7 +144,9 @@ def torchs(x, w, b, geometry, activation="none") -> Tensor:
     return ACTIVATIONS[activation](z.to(dtype))
 
 
-def check_forward(x, w, b, geometry: Geometry, activation: str = "none") -> None:
+def check_forward(x, w, b, geometry: Geometry, activation: str = "none", against_torch: bool = False) -> None:
+    """Bound 2 throughout, through the activation's Lipschitz constant; bound 3 where asked for: of few or repeated
+    sums, the largest error that torch happens to make says nothing."""
     y = depthwise_conv2d(x, w, b, *geometry, activation)
     x64, w64, b64 = x.double(), w.double(), None if b is None else b.double()
     z64 = forward64(x64, w64, b64, geometry)
@@ -152,9 +154,7 @@ def check_forward(x, w, b, geometry: Geometry, activation: str = "none") -> None
     y64 = ACTIVATIONS[activation](z64)
     assert y.dtype == x.dtype
     assert_linear(y, y64, magnitude, w.shape[2] * w.shape[3] + 1, LIPSCHITZ[activation])
-    # Clipping is 1-Lipschitz and exact: bound 2 is all there is to say. float64 has no better reference, and of few
-    # elements torch's largest error is luck.
-    if activation in ("silu", "hardswish") and y.dtype != torch.float64 and y.numel() >= 1000:
+    if against_torch and y.dtype != torch.float64:  # for which there is no better reference
         assert_nonlinear(y, y64, torchs(x, w, b, geometry, activation))
     assert_format(y, x)
 
@@ -184,10 +184,10 @@ def assert_format(y: Tensor, x: Tensor) -> None:
 
 
 def check_all(shape, co, k, geometry, *, bias=True, activation="none", dtype=torch.float32, layout="contiguous",
-              weight_layout="contiguous", dy_layout=None) -> None:  # fmt: skip
+              weight_layout="contiguous", dy_layout=None, against_torch=False) -> None:  # fmt: skip
     x, w = lay(shape, dtype, layout), lay_weight((co, 1, *k), dtype, weight_layout)
     b = torch.randn(2 * co).to(dtype)[::2] if bias else None
-    check_forward(x, w, b, geometry, activation)
+    check_forward(x, w, b, geometry, activation, against_torch)
     dy = lay((shape[0], co, *geometry.output(*shape[2:], *k)), dtype, dy_layout or layout)
     check_backward(dy, x, w, geometry)
 
@@ -205,7 +205,7 @@ def test_bench_set(row, layout):
         c = 36  # of 128: the formula in float64 takes a second for every 10 channels
     geometry = Geometry((s, s), (p,) * 4, (d, d))
     n = 1 if c * h * w > 50_000 else 2
-    check_all((n, c, h, w), c, (k, k), geometry, activation=row["activation"], layout=layout)
+    check_all((n, c, h, w), c, (k, k), geometry, activation=row["activation"], layout=layout, against_torch=True)
 
 
 def test_bench_set_is_whole():
@@ -284,9 +284,9 @@ def test_representative(case, layout, dtype):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_activations_far_out(activation, dtype, layout):
     """Sums of -60 to 60, and exactly 0, +-3 and 6, where the pieces meet."""
-    z = torch.cat([torch.linspace(-60, 60, 119), torch.tensor([0.0, 3, -3, 6, -0.0])]).to(dtype)
-    x = lay((1, 31, 2, 2), dtype, layout).copy_(z.view(1, 31, 2, 2))
-    check_forward(x, torch.ones(31, 1, 1, 1, dtype=dtype), None, Geometry(), activation)
+    z = torch.cat([torch.linspace(-60, 60, 31 * 64 - 5), torch.tensor([0.0, 3, -3, 6, -0.0])]).to(dtype)
+    x = lay((1, 31, 8, 8), dtype, layout).copy_(z.view(1, 31, 8, 8))
+    check_forward(x, torch.ones(31, 1, 1, 1, dtype=dtype), None, Geometry(), activation, against_torch=True)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

@@ -137,7 +137,7 @@ void fixed_nhwc(const DepthwiseConv2dParams& p, const Weight<float>& weight, con
         for_bands(p, R, begin, end, [&](const DepthwiseConv2dParams& grid, int64_t n, int64_t oh) {
           BandNhwc<float> band = band_of<K, S, R, float>(grid, n, oh);
           band.weight = weight.data, band.w_h = weight.h, band.w_w = weight.w;
-          band.bias = static_cast<const float*>(p.bias);
+          band.bias = static_cast<const float*>(p.bias), band.far = is_far(p);
           kernel(band);
         });
       });

@@ -63,7 +63,15 @@ struct BandNhwc {
   int64_t rows;                      // the band's output rows inside the image end here
   int64_t first_row, first_column;   // and start here (0 but for transposed convolutions)
   Activation activation;
+  bool far;  // are the tensors too large for the caches to keep?
 };
+
+// Bytes of x and y from which the next band is fetched ahead: below, it costs more than it brings (docs/measured.md).
+constexpr int64_t kFarBytes = 4 << 20;
+
+inline bool is_far(const DepthwiseConv2dParams& p) {
+  return p.n * p.c * (p.ih * p.iw + p.oh * p.ow) * size_of(p.dtype) > kFarBytes;
+}
 
 // The band that starts at output row oh, of a convolution that reads x and writes y.
 template <int K, int S, int R, class E>
@@ -92,6 +100,12 @@ LIGHTKERNELS_INLINE void tile_nhwc(const BandNhwc<E>& b, int64_t ow, int64_t c_b
     V sums[R][T];
     const V bias = b.bias ? load<L>(b.bias + c) : V{};
     unroll<R * T>(LIGHTKERNELS_LAMBDA(auto i) { sums[i / T][i % T] = bias; });
+    if (K > 3 && kInside && b.far) {
+      unroll<R * S * T * S>(LIGHTKERNELS_LAMBDA(auto i) {
+        fetch<false>(b.x + (kRows + i / (T * S)) * b.x_h + (ow * S + i % (T * S)) * b.x_w + c);
+      });
+      unroll<R * T>(LIGHTKERNELS_LAMBDA(auto i) { fetch<true>(b.y + (R + i / T) * b.y_h + (ow + i % T) * b.y_w + c); });
+    }
     unroll<kRows>(LIGHTKERNELS_LAMBDA(auto r) {
       if (!kInside && (r < b.row_begin || r >= b.row_end)) return;
       // Input row r is kernel row r - S * i of output row i.
@@ -285,6 +299,7 @@ struct SweepNhwc {
   int64_t dy_w, ow;
   int64_t row_begin, row_end;        // the U input rows that are inside the image
   int64_t column_begin, column_end;  // input columns inside the image
+  int64_t x_ahead, dy_ahead;         // from the last input row, and the output row, to those to fetch; 0: do not
 };
 
 template <int K, int S, int U, bool kRowsInside, int L, class E>
@@ -299,6 +314,10 @@ LIGHTKERNELS_INLINE void sweep_nhwc(const SweepNhwc<E>& s, Vec<Acc<E>, L> (&tota
     if (inside || o < s.ow) {
       dy[0] = load<L>(s.dy + o * s.dy_w);
       dbias += dy[0];
+    }
+    if (inside && s.dy_ahead) {
+      fetch<false>(s.dy + s.dy_ahead + o * s.dy_w);
+      unroll<S>(LIGHTKERNELS_LAMBDA(auto q) { fetch<false>(s.x + s.x_ahead + (S * o + q) * s.x_w); });
     }
     unroll<S>(LIGHTKERNELS_LAMBDA(auto q) {
       const int64_t column = S * o + q;
@@ -338,6 +357,7 @@ template <int K, int S, int U, class E>
   SweepNhwc<E> s;
   s.x_h = p.x_strides.h, s.x_w = p.x_strides.w, s.dy_w = p.y_strides.w, s.ow = p.ow;
   s.column_begin = p.padding_l, s.column_end = p.iw + p.padding_l;
+  s.dy_ahead = is_far(p) ? p.y_strides.h : 0, s.x_ahead = (U - 1 + S) * s.x_h;
   for (int64_t oh = oh_begin; oh < oh_end; ++oh) {
     const int64_t ih = oh * S + u0 - p.padding_t;
     s.x = static_cast<const E*>(p.x) + n * p.x_strides.n + ih * s.x_h - p.padding_l * s.x_w + c;

@@ -232,6 +232,12 @@ LIGHTKERNELS_INLINE void keep_in_register(V& v) {
 #endif
 }
 
+// Brings the cache line at p nearer: into L2 to be read, or into L1 to be written. Any address will do.
+template <bool kWrite, class T>
+LIGHTKERNELS_INLINE void fetch(const T* p) {
+  __builtin_prefetch(p, kWrite, kWrite ? 3 : 2);
+}
+
 // --- activations ------------------------------------------------------------------------------------------------------
 // exp by 2^n * e^r with |r| <= ln2 / 2: Taylor in Horner form, degree 7 in float (0.6 ulp), 13 in double.
 template <class S, int L>

@@ -38,7 +38,12 @@ void convolve_typed(const DepthwiseConv2dParams& p, bool transposed, const Launc
           planes.oh = plan.oh, planes.ow = plan.ow;
           planes_nchw<E>(planes, plan, scratch);
         };
-        phase < kPlans ? run(plans[phase]) : run(plan_of(phase));
+        if (phase < kPlans) {
+          run(plans[phase]);
+        } else {
+          run(plan_of(phase));
+          scratch.staged_by = nullptr;  // that plan is gone, and another may take its place in memory
+        }
       }
     }
   });

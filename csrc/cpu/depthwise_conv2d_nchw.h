@@ -69,14 +69,15 @@ struct StageColumns {
   }
 };
 
-// Fills staged rows [0, rows) from input rows first_row, first_row + 1, ...; those outside the image are zero.
+// Fills staged rows [0, rows) from input rows first_row, first_row + 1, ...; those outside the image are zero. `clean`:
+// everything that is zero here is zero already.
 template <int L, class E>
-LIGHTKERNELS_INLINE void stage_rows(const Stage& stage, int64_t piece, Acc<E>* to, int64_t rows, const E* x,
+LIGHTKERNELS_INLINE void stage_rows(const Stage& stage, int64_t piece, bool clean, Acc<E>* to, int64_t rows, const E* x,
                                     int64_t first_row, int64_t x_h, int64_t x_w, int64_t ih, int64_t iw) {
   const StageColumns even(stage, piece, 0, iw), odd(stage, piece, stage.step > 1, iw);
   const int64_t pitch = stage.pitch;
   for (int64_t r = 0; r < rows; ++r, to += pitch) {
-    for (int64_t i = 0; i < pitch; i += L) store<L>(to + i, Vec<Acc<E>, L>{});
+    for (int64_t i = 0; i < pitch && !clean; i += L) store<L>(to + i, Vec<Acc<E>, L>{});
     if (first_row + r < 0 || first_row + r >= ih) continue;
     const E* from = x + (first_row + r) * x_h;
     if (stage.step == 1) {
@@ -248,6 +249,7 @@ struct ScratchNchw {
   static constexpr int64_t kWeights = 4096;
   alignas(64) A stage[kStageFloats];
   alignas(64) A weight[kWeights];
+  const void* staged_by = nullptr;  // the plan that `stage` has held a plane of, if one such plane is all it holds
 };
 
 // How planes of one geometry are worked through: computed once, used for every channel.
@@ -259,6 +261,7 @@ struct PlanNchw {
   int64_t columns;         // outputs of a row that are worked on at a time
   int64_t band;            // output rows whose inputs are staged together
   int64_t layer_size;      // staged elements of a layer
+  bool whole = false;      // is one plane staged at once, and nothing else until the next?
   Stage stage;
   static constexpr int64_t kTaps = 256;
   int64_t offsets[kTaps];  // [layers, kw] of taps in the staged rows
@@ -266,7 +269,7 @@ struct PlanNchw {
   template <int K, int S, int R, int L, class A>
   static PlanNchw make(const Axis& h, const Axis& w, int64_t oh, int64_t ow, int64_t layers) {
     PlanNchw p{h, w, oh, ow, false, R > 1 && S == 1 ? h.dilation : 1, ow, 0, 0,
-               Stage(w, ow, L)};
+               false, Stage(w, ow, L)};
     const int64_t taps = layers * w.count;
     const int64_t overrun = (R - 1) * p.group * h.step + (h.count - 1) * h.dilation + 1;
     while (p.columns > 4 * L && overrun * layers * p.stage.pitch > kStageFloats) {
@@ -279,6 +282,7 @@ struct PlanNchw {
     const int64_t want = std::max(kStageTarget / (p.stage.pitch * layers) - overrun, (R * p.group - 1) * h.step);
     p.band = std::min(oh, std::min(fit, want) / h.step + 1);
     p.layer_size = ((p.band - 1) * h.step + overrun) * p.stage.pitch;
+    p.whole = layers == 1 && p.columns == ow && p.band == oh;
     for (int64_t i = 0; i < taps; ++i) {
       p.offsets[i] = i / w.count * p.layer_size + p.stage.offset(w, i % w.count);
     }
@@ -293,6 +297,8 @@ template <int K, int S, int R, int C, int L, class E>
   const Axis &h = plan.h, &w = plan.w;
   const Stage stage = plan.stage;
   const Clip<A> clip(p.activation);
+  const bool clean = plan.whole && scratch.staged_by == &plan;
+  scratch.staged_by = &plan;
   A* weight = scratch.weight;
   for (int64_t layer = 0; layer < p.layers; ++layer) {
     for (int64_t v = 0; v < w.count; ++v) {
@@ -306,7 +312,7 @@ template <int K, int S, int R, int C, int L, class E>
       const int64_t rows = std::min(plan.band, p.oh - begin), first_row = h.first + begin * h.step;
       const int64_t needed = (rows - 1) * h.step + (h.count - 1) * h.dilation + 1;
       for (int64_t layer = 0; layer < p.layers; ++layer) {
-        stage_rows<L>(stage, column, scratch.stage + layer * plan.layer_size, needed, p.x + layer * p.x_layer,
+        stage_rows<L>(stage, column, clean, scratch.stage + layer * plan.layer_size, needed, p.x + layer * p.x_layer,
                       first_row, p.x_h, p.x_w, p.ih, p.iw);
       }
       const int64_t x_row = h.dilation * stage.pitch, taps = p.layers * w.count, y_row = plan.group * p.y_h;
@@ -327,20 +333,22 @@ template <int K, int S, int R, int C, int L, class E>
 
 // Chooses the tile by kernel height, stride and width of the output, and calls f(K, S, R, C, L) with it.
 template <class E, class F>
-auto with_tile_nchw(const Axis& h, int64_t ow, F&& f) {
+auto with_tile_nchw(const Axis& h, int64_t oh, int64_t ow, F&& f) {
   constexpr int L = lanes<E>();
   using std::integral_constant;
   using One = integral_constant<int, 1>;
   using Two = integral_constant<int, 2>;
   using Four = integral_constant<int, 4>;
+  using Seven = integral_constant<int, 7>;  // the rows of the last stages of most networks
   using Wide = integral_constant<int, L>;
   using Narrow = integral_constant<int, (L > 8 ? 8 : L)>;
   using Any = integral_constant<int, 0>;
   if constexpr (std::is_same_v<E, float>) {
     auto by_width = [&](auto k, auto s) {
       if (ow >= 2 * L) return f(k, s, Four{}, Two{}, Wide{});
-      if (ow <= 8) return f(k, s, Four{}, One{}, Narrow{});
-      return f(k, s, Four{}, One{}, Wide{});
+      if (ow > 8) return f(k, s, Seven{}, One{}, Wide{});
+      if (oh > 4) return f(k, s, Seven{}, One{}, Narrow{});
+      return f(k, s, Four{}, One{}, Narrow{});
     };
     auto by_stride = [&](auto k) { return h.step == 1 ? by_width(k, One{}) : by_width(k, Two{}); };
     if (h.step == 1 || (h.step == 2 && h.dilation == 1)) {
@@ -355,8 +363,8 @@ auto with_tile_nchw(const Axis& h, int64_t ow, F&& f) {
 
 template <class E>
 PlanNchw plan_nchw(const Axis& h, const Axis& w, int64_t oh, int64_t ow, int64_t layers) {
-  return with_tile_nchw<E>(h, ow, [&](auto k, auto s, auto r, auto, auto l) {
-    if (h.count == 0 || w.count == 0) return PlanNchw{h, w, oh, ow, false, 1, 0, 0, 0, Stage(w, ow, l)};
+  return with_tile_nchw<E>(h, oh, ow, [&](auto k, auto s, auto r, auto, auto l) {
+    if (h.count == 0 || w.count == 0) return PlanNchw{h, w, oh, ow, false, 1, 0, 0, 0, false, Stage(w, ow, l)};
     return PlanNchw::make<k, s, r, l, Acc<E>>(h, w, oh, ow, layers);
   });
 }
@@ -364,7 +372,7 @@ PlanNchw plan_nchw(const Axis& h, const Axis& w, int64_t oh, int64_t ow, int64_t
 template <class E>
 void planes_nchw(const PlanesNchw<E>& p, const PlanNchw& plan, ScratchNchw<Acc<E>>& scratch) {
   if (!plan.fits) return direct_nchw(p, plan.h, plan.w);
-  with_tile_nchw<E>(plan.h, plan.ow, [&](auto k, auto s, auto r, auto c, auto l) {
+  with_tile_nchw<E>(plan.h, plan.oh, plan.ow, [&](auto k, auto s, auto r, auto c, auto l) {
     staged_nchw<k, s, r, c, l>(p, plan, scratch);
   });
 }
@@ -429,7 +437,7 @@ bool add_backward_weight(const PlanesNchw<E>& p, const Axis& h, Axis w, ScratchN
     for (int64_t begin = 0; begin < p.oh; begin += band) {
       const int64_t rows = std::min(band, p.oh - begin), first_row = h.first + begin * h.step;
       const int64_t needed = (rows - 1) * h.step + span;
-      stage_rows<L>(stage, column, scratch.stage, needed, p.x, first_row, p.x_h, p.x_w, p.ih, p.iw);
+      stage_rows<L>(stage, column, false, scratch.stage, needed, p.x, first_row, p.x_h, p.x_w, p.ih, p.iw);
       A* dy = scratch.stage + needed * stage.pitch;
       Vec<A, L> total{};
       for (int64_t r = 0; r < rows; ++r) {

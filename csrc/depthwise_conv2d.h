@@ -34,14 +34,14 @@ struct DepthwiseConv2dParams {
 };
 
 // Each machine defines the same six functions. Workspaces are in bytes.
-#define LIGHTKERNELS_DEPTHWISE_CONV2D_PROTOTYPES                                         \
-  int64_t depthwise_conv2d_forward_workspace(const DepthwiseConv2dParams& p);            \
-  int64_t depthwise_conv2d_backward_input_workspace(const DepthwiseConv2dParams& p);     \
-  int64_t depthwise_conv2d_backward_weight_workspace(const DepthwiseConv2dParams& p);    \
-  /* y from x, weight, bias. */                                                          \
-  void depthwise_conv2d_forward(const DepthwiseConv2dParams& p, const Launch& launch);   \
-  /* x (every element) from y and weight; no activation, no bias. */                     \
-  void depthwise_conv2d_backward_input(const DepthwiseConv2dParams& p, const Launch& launch); \
+#define LIGHTKERNELS_DEPTHWISE_CONV2D_PROTOTYPES                                                    \
+  int64_t depthwise_conv2d_forward_workspace(const DepthwiseConv2dParams& p);                       \
+  int64_t depthwise_conv2d_backward_input_workspace(const DepthwiseConv2dParams& p);                \
+  int64_t depthwise_conv2d_backward_weight_workspace(const DepthwiseConv2dParams& p);               \
+  /* y from x, weight, bias. */                                                                     \
+  void depthwise_conv2d_forward(const DepthwiseConv2dParams& p, const Launch& launch);              \
+  /* x (every element) from y and weight; no activation, no bias. */                                \
+  void depthwise_conv2d_backward_input(const DepthwiseConv2dParams& p, const Launch& launch);       \
   /* weight and, if not null, bias (both contiguous) from x and y; no activation. Deterministic. */ \
   void depthwise_conv2d_backward_weight(const DepthwiseConv2dParams& p, const Launch& launch);
 

@@ -22,7 +22,9 @@ int64_t convolve_workspace(const DepthwiseConv2dParams& p, bool transposed) {
 }  // namespace
 
 int64_t depthwise_conv2d_forward_workspace(const DepthwiseConv2dParams& p) { return convolve_workspace(p, false); }
-int64_t depthwise_conv2d_backward_input_workspace(const DepthwiseConv2dParams& p) { return convolve_workspace(p, true); }
+int64_t depthwise_conv2d_backward_input_workspace(const DepthwiseConv2dParams& p) {
+  return convolve_workspace(p, true);
+}
 int64_t depthwise_conv2d_backward_weight_workspace(const DepthwiseConv2dParams& p) {
   return channels_innermost(p) ? backward_weight_nhwc_workspace(p) : backward_weight_nchw_workspace(p);
 }

@@ -4,7 +4,8 @@
 namespace lightkernels::cpu {
 namespace {
 
-// --- columns innermost, and any other strides ---------------------------------------------------------------------------
+// --- columns innermost, and any other strides
+// ---------------------------------------------------------------------------
 template <class E>
 void convolve_typed(const DepthwiseConv2dParams& p, bool transposed, const Launch& launch) {
   const Convolution conv(p, transposed);

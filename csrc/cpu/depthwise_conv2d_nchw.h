@@ -12,7 +12,8 @@
 
 namespace lightkernels::cpu {
 
-// --- staging ----------------------------------------------------------------------------------------------------------
+// --- staging
+// ----------------------------------------------------------------------------------------------------------
 constexpr int64_t kStageFloats = 32768;  // hard limit of the buffer
 constexpr int64_t kStageTarget = 6144;   // what it should hold, so that it stays in L1
 
@@ -102,14 +103,15 @@ LIGHTKERNELS_INLINE void stage_rows(const Stage& stage, int64_t piece, bool clea
   }
 }
 
-// --- forward ----------------------------------------------------------------------------------------------------------
-// R output rows, each `row_step` apart, of a plane staged with the rows they need.
+// --- forward
+// ---------------------------------------------------------------------------------------------------------- R output
+// rows, each `row_step` apart, of a plane staged with the rows they need.
 template <class A>
 struct TileNchw {
-  const A* x;                // staged row that tap row 0 of output row 0 reads
-  int64_t x_row;             // elements between the input rows of neighbouring tap rows
-  const int64_t* offsets;    // [kw] of taps in a staged row
-  const A* weight;           // [kw][kh]
+  const A* x;              // staged row that tap row 0 of output row 0 reads
+  int64_t x_row;           // elements between the input rows of neighbouring tap rows
+  const int64_t* offsets;  // [kw] of taps in a staged row
+  const A* weight;         // [kw][kh]
   int64_t kh, kw;
 };
 
@@ -255,21 +257,20 @@ struct ScratchNchw {
 // How planes of one geometry are worked through: computed once, used for every channel.
 struct PlanNchw {
   Axis h, w;
-  int64_t oh, ow;          // outputs of the phase
-  bool fits = false;       // do the buffers hold it?
-  int64_t group;           // rows `group` apart see neighbouring tap rows: dilation makes independent convolutions
-  int64_t columns;         // outputs of a row that are worked on at a time
-  int64_t band;            // output rows whose inputs are staged together
-  int64_t layer_size;      // staged elements of a layer
-  bool whole = false;      // is one plane staged at once, and nothing else until the next?
+  int64_t oh, ow;      // outputs of the phase
+  bool fits = false;   // do the buffers hold it?
+  int64_t group;       // rows `group` apart see neighbouring tap rows: dilation makes independent convolutions
+  int64_t columns;     // outputs of a row that are worked on at a time
+  int64_t band;        // output rows whose inputs are staged together
+  int64_t layer_size;  // staged elements of a layer
+  bool whole = false;  // is one plane staged at once, and nothing else until the next?
   Stage stage;
   static constexpr int64_t kTaps = 256;
   int64_t offsets[kTaps];  // [layers, kw] of taps in the staged rows
 
   template <int K, int S, int R, int L, class A>
   static PlanNchw make(const Axis& h, const Axis& w, int64_t oh, int64_t ow, int64_t layers) {
-    PlanNchw p{h, w, oh, ow, false, R > 1 && S == 1 ? h.dilation : 1, ow, 0, 0,
-               false, Stage(w, ow, L)};
+    PlanNchw p{h, w, oh, ow, false, R > 1 && S == 1 ? h.dilation : 1, ow, 0, 0, false, Stage(w, ow, L)};
     const int64_t taps = layers * w.count;
     const int64_t overrun = (R - 1) * p.group * h.step + (h.count - 1) * h.dilation + 1;
     while (p.columns > 4 * L && overrun * layers * p.stage.pitch > kStageFloats) {
@@ -320,10 +321,15 @@ template <int K, int S, int R, int C, int L, class E>
         const int64_t members = plan.group == 1 ? rows : (rows - 1 - g) / plan.group + 1;
         for (int64_t m = 0; m < members; m += R) {
           const int64_t row = g + m * plan.group;
-          const TileNchw<A> tile{scratch.stage + row * h.step * stage.pitch, x_row, plan.offsets, scratch.weight,
-                                 h.count, taps};
-          const OutNchw<E> out{p.y + (begin + row) * p.y_h + column * p.y_w, y_row, p.y_w, piece,
-                               std::min<int64_t>(R, members - m), p.bias, p.activation};
+          const TileNchw<A> tile{
+              scratch.stage + row * h.step * stage.pitch, x_row, plan.offsets, scratch.weight, h.count, taps};
+          const OutNchw<E> out{p.y + (begin + row) * p.y_h + column * p.y_w,
+                               y_row,
+                               p.y_w,
+                               piece,
+                               std::min<int64_t>(R, members - m),
+                               p.bias,
+                               p.activation};
           tile_nchw<K, S, R, C, L>(tile, out, clip);
         }
       }
@@ -372,13 +378,13 @@ PlanNchw plan_nchw(const Axis& h, const Axis& w, int64_t oh, int64_t ow, int64_t
 template <class E>
 void planes_nchw(const PlanesNchw<E>& p, const PlanNchw& plan, ScratchNchw<Acc<E>>& scratch) {
   if (!plan.fits) return direct_nchw(p, plan.h, plan.w);
-  with_tile_nchw<E>(plan.h, plan.oh, plan.ow, [&](auto k, auto s, auto r, auto c, auto l) {
-    staged_nchw<k, s, r, c, l>(p, plan, scratch);
-  });
+  with_tile_nchw<E>(plan.h, plan.oh, plan.ow,
+                    [&](auto k, auto s, auto r, auto c, auto l) { staged_nchw<k, s, r, c, l>(p, plan, scratch); });
 }
 
-// --- gradient of the weight -------------------------------------------------------------------------------------------
-// sums[u] += dy . x for N tap rows over `rows` output rows: x and dy are staged, dy with zeros after its row's end.
+// --- gradient of the weight
+// ------------------------------------------------------------------------------------------- sums[u] += dy . x for N
+// tap rows over `rows` output rows: x and dy are staged, dy with zeros after its row's end.
 template <int N, int L, class A>
 [[gnu::noinline]] void correlate_nchw(const A* x, int64_t x_tap, int64_t x_row, const A* dy, int64_t dy_row,
                                       int64_t rows, int64_t columns, A* sums) {
@@ -420,7 +426,7 @@ template <int N, int L, class A>
 // Adds to sums [kw, kh] (and to *dbias) what one pair of planes gives. False where no buffer holds the rows.
 template <int L, class E>
 bool add_backward_weight(const PlanesNchw<E>& p, const Axis& h, Axis w, ScratchNchw<Acc<E>>& scratch, Acc<E>* sums,
-                          Acc<E>* dbias) {
+                         Acc<E>* dbias) {
   using A = Acc<E>;
   const int64_t span = (h.count - 1) * h.dilation + 1;
   int64_t columns = p.ow;
@@ -469,7 +475,7 @@ bool add_backward_weight(const PlanesNchw<E>& p, const Axis& h, Axis w, ScratchN
 // The same for one pair of planes of any geometry.
 template <class E>
 [[gnu::noinline]] void direct_backward_weight(const PlanesNchw<E>& p, const Axis& h, const Axis& w, Acc<E>* sums,
-                                                   Acc<E>* dbias) {
+                                              Acc<E>* dbias) {
   for (int64_t i = 0; i < p.oh; ++i) {
     const auto [u_begin, u_end] = h.inside(i, p.ih);
     for (int64_t j = 0; j < p.ow; ++j) {

@@ -26,7 +26,8 @@ void with_fixed(const DepthwiseConv2dParams& p, F&& f) {
   with_stride(integral_constant<int, 7>{});
 }
 
-// --- weights as the channels-innermost kernels want them: Acc<E>, channels side by side ---------------------------------
+// --- weights as the channels-innermost kernels want them: Acc<E>, channels side by side
+// ---------------------------------
 bool needs_packing(const DepthwiseConv2dParams& p, int64_t layers) {
   return p.weight_c != 1 || size_of(p.dtype) == 2 || layers > 1;
 }
@@ -35,8 +36,8 @@ int64_t packed_bytes(const DepthwiseConv2dParams& p) { return p.kh * p.kw * p.c 
 
 template <class E>
 struct Weight {
-  const Acc<E>* data;     // tap (0, 0) of channel 0 of layer 0; channels are next to each other
-  int64_t layer, h, w;    // strides of layers and taps
+  const Acc<E>* data;   // tap (0, 0) of channel 0 of layer 0; channels are next to each other
+  int64_t layer, h, w;  // strides of layers and taps
 };
 
 // [layers, kh, kw, c / layers] from channel `c * layers + layer`. Blocks of 16 move whole cache lines on both sides.
@@ -82,8 +83,9 @@ const Acc<E>* bias_of(const DepthwiseConv2dParams& p, void* workspace) {
   }
 }
 
-// --- channels innermost -----------------------------------------------------------------------------------------------
-// At stride 1 the transposed convolution is a forward one, of dy with the turned kernel.
+// --- channels innermost
+// ----------------------------------------------------------------------------------------------- At stride 1 the
+// transposed convolution is a forward one, of dy with the turned kernel.
 DepthwiseConv2dParams turned(const DepthwiseConv2dParams& p) {
   DepthwiseConv2dParams t = p;
   t.x = p.y, t.x_strides = p.y_strides, t.ih = p.oh, t.iw = p.ow;
@@ -162,7 +164,8 @@ void fixed_transposed_nhwc(const DepthwiseConv2dParams& p, const Weight<float>& 
     launch.parallel(p.n * bands, 1, [&](int64_t begin, int64_t end) {
       for (int64_t unit = begin; unit < end; ++unit) {
         const int64_t n = unit / bands, row = unit % bands * R;
-        const int64_t oh = (top + row) / S - kBefore, ow = left / S - kBefore;  // of input (0, 0); top + row >= 0 or even
+        const int64_t oh = (top + row) / S - kBefore,
+                      ow = left / S - kBefore;  // of input (0, 0); top + row >= 0 or even
         BandNhwc<float> b{};
         b.x_h = p.y_strides.h, b.x_w = p.y_strides.w, b.y_h = p.x_strides.h, b.y_w = p.x_strides.w;
         b.x = static_cast<float*>(p.y) + n * p.y_strides.n + oh * b.x_h + ow * b.x_w;
@@ -201,8 +204,8 @@ void convolve_typed(const DepthwiseConv2dParams& p, bool transposed, const Launc
   if constexpr (std::is_same_v<E, float>) {
     if (is_fixed(p) && !transposed) return fixed_nhwc(p, weight, launch);
     if (is_fixed(p) && p.stride_h == 1) {
-      return fixed_nhwc(turned(p), {weight.data + (p.kh - 1) * weight.h + (p.kw - 1) * weight.w, 0, -weight.h, -weight.w},
-                        launch);
+      return fixed_nhwc(turned(p),
+                        {weight.data + (p.kh - 1) * weight.h + (p.kw - 1) * weight.w, 0, -weight.h, -weight.w}, launch);
     }
     if (is_fixed(p)) return fixed_transposed_nhwc(p, weight, launch);
   }
@@ -223,8 +226,8 @@ void convolve_typed(const DepthwiseConv2dParams& p, bool transposed, const Launc
           row.w_layer = weight.layer, row.w_row = h.tap_step * weight.h, row.w_w = w.tap_step * weight.w;
           row.layers = conv.layers, row.kh = u_end - u_begin, row.kw = w.count;
           row.bias = bias, row.activation = transposed ? Activation::kNone : p.activation;
-          row.y = static_cast<E*>(conv.out) + n * conv.out_strides.n + i * conv.out_strides.h +
-                  phase * conv.out_strides.w;
+          row.y =
+              static_cast<E*>(conv.out) + n * conv.out_strides.n + i * conv.out_strides.h + phase * conv.out_strides.w;
           row.y_w = phases_w * conv.out_strides.w, row.ow = (conv.ow - phase + phases_w - 1) / phases_w;
           row.map = conv.map;
           row_nhwc_any(row, c_begin, c_end);
@@ -232,9 +235,10 @@ void convolve_typed(const DepthwiseConv2dParams& p, bool transposed, const Launc
       });
 }
 
-// --- gradient of the weight -------------------------------------------------------------------------------------------
-// Rows of the batch are cut into chunks that sum apart and are then added in order: how many there are follows from
-// the shape alone, so the result does not depend on the number of threads.
+// --- gradient of the weight
+// ------------------------------------------------------------------------------------------- Rows of the batch are cut
+// into chunks that sum apart and are then added in order: how many there are follows from the shape alone, so the
+// result does not depend on the number of threads.
 struct Chunks {
   static constexpr int64_t kMost = 16;
   int64_t units, count;

@@ -28,8 +28,9 @@ LIGHTKERNELS_INLINE void store_rest(S* p, Vec<S, L> v, int done) {
   store<L>(p, v);
 }
 
-// --- a K x K kernel, stride S, no dilation: tiles of R x T outputs, everything in them unrolled -------------------------
-// Rows x columns of a tile, by what fits the registers (docs/measured.md has the other shapes that were tried).
+// --- a K x K kernel, stride S, no dilation: tiles of R x T outputs, everything in them unrolled
+// ------------------------- Rows x columns of a tile, by what fits the registers (docs/measured.md has the other shapes
+// that were tried).
 template <int K, int S>
 constexpr int kTileRows = kRegisters == 32 ? (K == 3 ? 4 : 2) : (K == 3 ? 2 : 1);
 template <int K, int S>
@@ -50,12 +51,12 @@ LIGHTKERNELS_INLINE void for_channel_blocks(int64_t channels, F&& f) {
 // R output rows of one image: all columns, all channels.
 template <class E>
 struct BandNhwc {
-  E* x;                   // input pixel of output (0, 0) and tap (0, 0); may lie outside the image
-  int64_t x_h, x_w;       // strides
-  const Acc<E>* weight;   // tap (0, 0) of channel 0
-  int64_t w_h, w_w;       // strides of its taps
-  const Acc<E>* bias;     // or null
-  E* y;                   // output (0, 0)
+  E* x;                  // input pixel of output (0, 0) and tap (0, 0); may lie outside the image
+  int64_t x_h, x_w;      // strides
+  const Acc<E>* weight;  // tap (0, 0) of channel 0
+  int64_t w_h, w_w;      // strides of its taps
+  const Acc<E>* bias;    // or null
+  E* y;                  // output (0, 0)
   int64_t y_h, y_w;
   int64_t c, ow;
   int64_t row_begin, row_end;        // the band's input rows inside the image
@@ -96,47 +97,50 @@ LIGHTKERNELS_INLINE void tile_nhwc(const BandNhwc<E>& b, int64_t ow, int64_t c_b
   using V = Vec<Acc<E>, L>;
   const int64_t column_begin = b.column_begin - ow * S, column_end = b.column_end - ow * S;
   const V low = splat<L>(clip.low), high = splat<L>(clip.high);
-  for_channels<L>(c_begin, c_end, LIGHTKERNELS_LAMBDA(int64_t c) {
-    V sums[R][T];
-    const V bias = b.bias ? load<L>(b.bias + c) : V{};
-    unroll<R * T>(LIGHTKERNELS_LAMBDA(auto i) { sums[i / T][i % T] = bias; });
-    if (K > 3 && kInside && b.far) {
-      unroll<R * S * T * S>(LIGHTKERNELS_LAMBDA(auto i) {
-        fetch<false>(b.x + (kRows + i / (T * S)) * b.x_h + (ow * S + i % (T * S)) * b.x_w + c);
-      });
-      unroll<R * T>(LIGHTKERNELS_LAMBDA(auto i) { fetch<true>(b.y + (R + i / T) * b.y_h + (ow + i % T) * b.y_w + c); });
-    }
-    unroll<kRows>(LIGHTKERNELS_LAMBDA(auto r) {
-      if (!kInside && (r < b.row_begin || r >= b.row_end)) return;
-      // Input row r is kernel row r - S * i of output row i.
-      V weights[R][K];
-      unroll<R * K>(LIGHTKERNELS_LAMBDA(auto j) {
-        constexpr int i = j / K, u = r - S * i;
-        if constexpr (u >= 0 && u < K) weights[i][j % K] = load<L>(b.weight + u * b.w_h + (j % K) * b.w_w + c);
-      });
-      const E* x = b.x + r * b.x_h + ow * S * b.x_w + c;
-      unroll<kColumns>(LIGHTKERNELS_LAMBDA(auto column) {
-        if (!kInside && (column < column_begin || column >= column_end)) return;
-        V v = load<L>(x + column * b.x_w);
-        keep_in_register(v);
-        unroll<R * K>(LIGHTKERNELS_LAMBDA(auto j) {
-          constexpr int i = j / K, u = r - S * i, offset = column - j % K, o = offset / S;
-          if constexpr (u >= 0 && u < K && offset >= 0 && offset % S == 0 && o < T) sums[i][o] += v * weights[i][j % K];
+  for_channels<L>(
+      c_begin, c_end, LIGHTKERNELS_LAMBDA(int64_t c) {
+        V sums[R][T];
+        const V bias = b.bias ? load<L>(b.bias + c) : V{};
+        unroll<R * T>(LIGHTKERNELS_LAMBDA(auto i) { sums[i / T][i % T] = bias; });
+        if (K > 3 && kInside && b.far) {
+          unroll<R * S * T * S>(LIGHTKERNELS_LAMBDA(auto i) {
+            fetch<false>(b.x + (kRows + i / (T * S)) * b.x_h + (ow * S + i % (T * S)) * b.x_w + c);
+          });
+          unroll<R * T>(
+              LIGHTKERNELS_LAMBDA(auto i) { fetch<true>(b.y + (R + i / T) * b.y_h + (ow + i % T) * b.y_w + c); });
+        }
+        unroll<kRows>(LIGHTKERNELS_LAMBDA(auto r) {
+          if (!kInside && (r < b.row_begin || r >= b.row_end)) return;
+          // Input row r is kernel row r - S * i of output row i.
+          V weights[R][K];
+          unroll<R * K>(LIGHTKERNELS_LAMBDA(auto j) {
+            constexpr int i = j / K, u = r - S * i;
+            if constexpr (u >= 0 && u < K) weights[i][j % K] = load<L>(b.weight + u * b.w_h + (j % K) * b.w_w + c);
+          });
+          const E* x = b.x + r * b.x_h + ow * S * b.x_w + c;
+          unroll<kColumns>(LIGHTKERNELS_LAMBDA(auto column) {
+            if (!kInside && (column < column_begin || column >= column_end)) return;
+            V v = load<L>(x + column * b.x_w);
+            keep_in_register(v);
+            unroll<R * K>(LIGHTKERNELS_LAMBDA(auto j) {
+              constexpr int i = j / K, u = r - S * i, offset = column - j % K, o = offset / S;
+              if constexpr (u >= 0 && u < K && offset >= 0 && offset % S == 0 && o < T)
+                sums[i][o] += v * weights[i][j % K];
+            });
+          });
+        });
+        if (clip.smooth) {
+          unroll<R * T>(LIGHTKERNELS_LAMBDA(auto j) {
+            sums[j / T][j % T] = smooth<L, Acc<E>>(sums[j / T][j % T], b.activation);
+          });
+        }
+        E* y = b.y + ow * b.y_w + c;
+        unroll<R * T>(LIGHTKERNELS_LAMBDA(auto j) {
+          constexpr int i = j / T, o = j % T;
+          if (!kInside && (i >= b.rows || ow + o >= b.ow)) return;
+          store<L>(y + i * b.y_h + o * b.y_w, clamp(sums[i][o], low, high));
         });
       });
-    });
-    if (clip.smooth) {
-      unroll<R * T>(LIGHTKERNELS_LAMBDA(auto j) {
-        sums[j / T][j % T] = smooth<L, Acc<E>>(sums[j / T][j % T], b.activation);
-      });
-    }
-    E* y = b.y + ow * b.y_w + c;
-    unroll<R * T>(LIGHTKERNELS_LAMBDA(auto j) {
-      constexpr int i = j / T, o = j % T;
-      if (!kInside && (i >= b.rows || ow + o >= b.ow)) return;
-      store<L>(y + i * b.y_h + o * b.y_w, clamp(sums[i][o], low, high));
-    });
-  });
 }
 
 template <int K, int S, int R, int T, class E>
@@ -144,16 +148,17 @@ template <int K, int S, int R, int T, class E>
   const BandNhwc<E> b = band;
   const Clip<Acc<E>> clip(b.activation);
   const bool rows_inside = b.row_begin == 0 && b.row_end == (R - 1) * S + K && b.rows == R;
-  for_channel_blocks<lanes<E>()>(b.c, LIGHTKERNELS_LAMBDA(int64_t c_begin, int64_t c_end) {
-    for (int64_t ow = 0; ow < b.ow; ow += T) {
-      const bool inside = ow * S >= b.column_begin && ow * S + (T - 1) * S + K <= b.column_end && ow + T <= b.ow;
-      if (rows_inside && inside) {
-        tile_nhwc<K, S, R, T, true>(b, ow, c_begin, c_end, clip);
-      } else {
-        tile_nhwc<K, S, R, T, false>(b, ow, c_begin, c_end, clip);
-      }
-    }
-  });
+  for_channel_blocks<lanes<E>()>(
+      b.c, LIGHTKERNELS_LAMBDA(int64_t c_begin, int64_t c_end) {
+        for (int64_t ow = 0; ow < b.ow; ow += T) {
+          const bool inside = ow * S >= b.column_begin && ow * S + (T - 1) * S + K <= b.column_end && ow + T <= b.ow;
+          if (rows_inside && inside) {
+            tile_nhwc<K, S, R, T, true>(b, ow, c_begin, c_end, clip);
+          } else {
+            tile_nhwc<K, S, R, T, false>(b, ow, c_begin, c_end, clip);
+          }
+        }
+      });
 }
 
 // The same R rows swept over their columns, L channels at a time: the outputs that an input column meets are all in
@@ -217,13 +222,14 @@ template <int K, int S, int R, class E>
   const BandNhwc<E> b = band;
   const Clip<Acc<E>> clip(b.activation);
   const bool rows_inside = b.row_begin == 0 && b.row_end == (R - 1) * S + K && b.rows == R;
-  for_channels<lanes<E>()>(0, b.c, LIGHTKERNELS_LAMBDA(int64_t c) {
-    if (rows_inside) {
-      sweep_forward_nhwc<K, S, R, true>(b, c, clip);
-    } else {
-      sweep_forward_nhwc<K, S, R, false>(b, c, clip);
-    }
-  });
+  for_channels<lanes<E>()>(
+      0, b.c, LIGHTKERNELS_LAMBDA(int64_t c) {
+        if (rows_inside) {
+          sweep_forward_nhwc<K, S, R, true>(b, c, clip);
+        } else {
+          sweep_forward_nhwc<K, S, R, false>(b, c, clip);
+        }
+      });
 }
 
 // The transposed convolution of stride S: outputs [o, o + T) of R rows (both multiples of S), in coordinates where
@@ -233,59 +239,62 @@ LIGHTKERNELS_INLINE void tile_transposed_nhwc(const BandNhwc<E>& b, int64_t o, i
   constexpr int L = lanes<E>(), kBefore = (K - 1) / S, kRows = R / S + kBefore, kColumns = T / S + kBefore;
   using V = Vec<Acc<E>, L>;
   const int64_t column_begin = b.column_begin - o / S, column_end = b.column_end - o / S;
-  for_channels<L>(c_begin, c_end, LIGHTKERNELS_LAMBDA(int64_t c) {
-    V sums[R][T];
-    unroll<R * T>(LIGHTKERNELS_LAMBDA(auto i) { sums[i / T][i % T] = V{}; });
-    const E* x = b.x + o / S * b.x_w + c;
-    unroll<kRows>(LIGHTKERNELS_LAMBDA(auto row) {
-      if (!kInside && (row < b.row_begin || row >= b.row_end)) return;
-      V values[kColumns];
-      unroll<kColumns>(LIGHTKERNELS_LAMBDA(auto column) {
-        values[column] = V{};
-        if (kInside || (column >= column_begin && column < column_end)) {
-          values[column] = load<L>(x + row * b.x_h + column * b.x_w);
-        }
-      });
-      unroll<K * K>(LIGHTKERNELS_LAMBDA(auto tap) {
-        constexpr int u = tap / K, v = tap % K, r = S * (row - kBefore) + u;
-        if constexpr (r >= 0 && r < R) {
-          V weight = load<L>(b.weight + u * b.w_h + v * b.w_w + c);
-          keep_in_register(weight);
+  for_channels<L>(
+      c_begin, c_end, LIGHTKERNELS_LAMBDA(int64_t c) {
+        V sums[R][T];
+        unroll<R * T>(LIGHTKERNELS_LAMBDA(auto i) { sums[i / T][i % T] = V{}; });
+        const E* x = b.x + o / S * b.x_w + c;
+        unroll<kRows>(LIGHTKERNELS_LAMBDA(auto row) {
+          if (!kInside && (row < b.row_begin || row >= b.row_end)) return;
+          V values[kColumns];
           unroll<kColumns>(LIGHTKERNELS_LAMBDA(auto column) {
-            constexpr int at = S * (column - kBefore) + v;
-            if constexpr (at >= 0 && at < T) sums[r][at] += values[column] * weight;
+            values[column] = V{};
+            if (kInside || (column >= column_begin && column < column_end)) {
+              values[column] = load<L>(x + row * b.x_h + column * b.x_w);
+            }
           });
-        }
+          unroll<K * K>(LIGHTKERNELS_LAMBDA(auto tap) {
+            constexpr int u = tap / K, v = tap % K, r = S * (row - kBefore) + u;
+            if constexpr (r >= 0 && r < R) {
+              V weight = load<L>(b.weight + u * b.w_h + v * b.w_w + c);
+              keep_in_register(weight);
+              unroll<kColumns>(LIGHTKERNELS_LAMBDA(auto column) {
+                constexpr int at = S * (column - kBefore) + v;
+                if constexpr (at >= 0 && at < T) sums[r][at] += values[column] * weight;
+              });
+            }
+          });
+        });
+        E* y = b.y + o * b.y_w + c;
+        unroll<R * T>(LIGHTKERNELS_LAMBDA(auto j) {
+          constexpr int i = j / T, at = j % T;
+          if (!kInside && (i < b.first_row || i >= b.rows || o + at < b.first_column || o + at >= b.ow)) return;
+          store<L>(y + i * b.y_h + at * b.y_w, sums[i][at]);
+        });
       });
-    });
-    E* y = b.y + o * b.y_w + c;
-    unroll<R * T>(LIGHTKERNELS_LAMBDA(auto j) {
-      constexpr int i = j / T, at = j % T;
-      if (!kInside && (i < b.first_row || i >= b.rows || o + at < b.first_column || o + at >= b.ow)) return;
-      store<L>(y + i * b.y_h + at * b.y_w, sums[i][at]);
-    });
-  });
 }
 
 template <int K, int S, int R, int T, class E>
 [[gnu::noinline]] void band_transposed_nhwc(const BandNhwc<E> b) {
   constexpr int kBefore = (K - 1) / S;
   const bool rows_inside = b.row_begin <= 0 && b.row_end >= R / S + kBefore && b.first_row <= 0 && b.rows >= R;
-  for_channel_blocks<lanes<E>()>(b.c, LIGHTKERNELS_LAMBDA(int64_t c_begin, int64_t c_end) {
-    for (int64_t o = 0; o < b.ow; o += T) {
-      const bool inside = o / S >= b.column_begin && o / S + T / S + kBefore <= b.column_end && o >= b.first_column &&
-                          o + T <= b.ow;
-      if (rows_inside && inside) {
-        tile_transposed_nhwc<K, S, R, T, true>(b, o, c_begin, c_end);
-      } else {
-        tile_transposed_nhwc<K, S, R, T, false>(b, o, c_begin, c_end);
-      }
-    }
-  });
+  for_channel_blocks<lanes<E>()>(
+      b.c, LIGHTKERNELS_LAMBDA(int64_t c_begin, int64_t c_end) {
+        for (int64_t o = 0; o < b.ow; o += T) {
+          const bool inside = o / S >= b.column_begin && o / S + T / S + kBefore <= b.column_end &&
+                              o >= b.first_column && o + T <= b.ow;
+          if (rows_inside && inside) {
+            tile_transposed_nhwc<K, S, R, T, true>(b, o, c_begin, c_end);
+          } else {
+            tile_transposed_nhwc<K, S, R, T, false>(b, o, c_begin, c_end);
+          }
+        }
+      });
 }
 
-// --- gradient of a K x K kernel's weight, stride S ----------------------------------------------------------------------
-// Kernel rows that are summed together, by what fits the registers.
+// --- gradient of a K x K kernel's weight, stride S
+// ---------------------------------------------------------------------- Kernel rows that are summed together, by what
+// fits the registers.
 template <int K>
 constexpr int kSweepRows = kRegisters == 32 ? (K == 7 ? 3 : K) : (K == 3 ? 3 : 1);
 
@@ -348,8 +357,8 @@ LIGHTKERNELS_INLINE void sweep_nhwc(const SweepNhwc<E>& s, Vec<Acc<E>, L> (&tota
 // give for channels [c, c + L), but for the first `lanes_done` of them.
 template <int K, int S, int U, class E>
 [[gnu::noinline]] void rows_backward_weight_nhwc(const DepthwiseConv2dParams& p, int64_t n, int64_t oh_begin,
-                                                 int64_t oh_end, int64_t u0, int64_t c, int lanes_done, int64_t channels,
-                                                 Acc<E>* sums) {
+                                                 int64_t oh_end, int64_t u0, int64_t c, int lanes_done,
+                                                 int64_t channels, Acc<E>* sums) {
   constexpr int L = lanes<E>();
   using V = Vec<Acc<E>, L>;
   V total[U][K], dbias{};
@@ -379,8 +388,8 @@ template <int K, int S, int U, class E>
   }
 }
 
-// --- any kernel, stride, dilation, multiplier: one output row at a time -------------------------------------------------
-// L values for output channels [c, c + L).
+// --- any kernel, stride, dilation, multiplier: one output row at a time
+// ------------------------------------------------- L values for output channels [c, c + L).
 template <int L, class E>
 [[gnu::noinline]] Vec<Acc<E>, L> gather(const E* x, int64_t c, ChannelMap map) {
   Vec<Acc<E>, L> v;
@@ -396,13 +405,13 @@ LIGHTKERNELS_INLINE Vec<Acc<E>, L> load_mapped(const E* x, int64_t c, ChannelMap
 // Output o of a row reads input columns first + o * step + v * dilation, v = 0 .. kw - 1, of every row of taps.
 template <class E>
 struct RowNhwc {
-  const E* x;                                    // column 0 of the first input row
-  int64_t x_layer, x_row, x_w;                   // strides: between layers, rows of taps, pixels
+  const E* x;                   // column 0 of the first input row
+  int64_t x_layer, x_row, x_w;  // strides: between layers, rows of taps, pixels
   int64_t iw, first, step, dilation;
-  const Acc<E>* weight;                          // first tap of channel 0
+  const Acc<E>* weight;  // first tap of channel 0
   int64_t w_layer, w_row, w_w;
-  int64_t layers, kh, kw;                        // layers: input channels that add to one output channel
-  const Acc<E>* bias;  // or null
+  int64_t layers, kh, kw;  // layers: input channels that add to one output channel
+  const Acc<E>* bias;      // or null
   E* y;
   int64_t y_w, ow;
   ChannelMap map;
@@ -480,9 +489,8 @@ template <int L, bool kDense, bool kGather, class E>
   int64_t o = 0;
   auto segments = LIGHTKERNELS_LAMBDA(auto T) {
     for (; o + T <= row.ow; o += T) {
-      for_channels<L>(c_begin, c_end, LIGHTKERNELS_LAMBDA(int64_t c) {
-        segment_nhwc<L, T, kDense, kGather>(row, o, c, clip);
-      });
+      for_channels<L>(
+          c_begin, c_end, LIGHTKERNELS_LAMBDA(int64_t c) { segment_nhwc<L, T, kDense, kGather>(row, o, c, clip); });
     }
   };
   if constexpr (kRegisters == 32) segments(std::integral_constant<int, 14>{});
@@ -551,12 +559,13 @@ template <int L, bool kGather, class E>
       store_rest<L>(sums + (v + k) * c_stride + c, sum, lanes_done);
     });
   };
-  for_channels_once<L>(c_begin, c_end, LIGHTKERNELS_LAMBDA(int64_t c, int lanes_done) {
-    int64_t v = 0;
-    for (; v + kTaps <= row.kw; v += kTaps) block(std::integral_constant<int, kTaps>{}, v, c, lanes_done);
-    if (row.kw - v >= 3) block(std::integral_constant<int, 3>{}, v, c, lanes_done), v += 3;
-    for (; v < row.kw; ++v) block(std::integral_constant<int, 1>{}, v, c, lanes_done);
-  });
+  for_channels_once<L>(
+      c_begin, c_end, LIGHTKERNELS_LAMBDA(int64_t c, int lanes_done) {
+        int64_t v = 0;
+        for (; v + kTaps <= row.kw; v += kTaps) block(std::integral_constant<int, kTaps>{}, v, c, lanes_done);
+        if (row.kw - v >= 3) block(std::integral_constant<int, 3>{}, v, c, lanes_done), v += 3;
+        for (; v < row.kw; ++v) block(std::integral_constant<int, 1>{}, v, c, lanes_done);
+      });
 }
 
 template <class E>
@@ -572,11 +581,12 @@ template <class E>
 void sum_row_nhwc(const RowNhwc<E>& row, int64_t c_begin, int64_t c_end, Acc<E>* sums) {
   auto add = LIGHTKERNELS_LAMBDA(auto lanes) {
     constexpr int L = lanes;
-    for_channels_once<L>(c_begin, c_end, LIGHTKERNELS_LAMBDA(int64_t c, int lanes_done) {
-      auto total = load<L>(sums + c);
-      for (int64_t o = 0; o < row.ow; ++o) total += load<L>(row.y + o * row.y_w + c);
-      store_rest<L>(sums + c, total, lanes_done);
-    });
+    for_channels_once<L>(
+        c_begin, c_end, LIGHTKERNELS_LAMBDA(int64_t c, int lanes_done) {
+          auto total = load<L>(sums + c);
+          for (int64_t o = 0; o < row.ow; ++o) total += load<L>(row.y + o * row.y_w + c);
+          store_rest<L>(sums + c, total, lanes_done);
+        });
   };
   if (c_end - c_begin < lanes<E>()) return add(std::integral_constant<int, 1>{});
   add(std::integral_constant<int, lanes<E>()>{});

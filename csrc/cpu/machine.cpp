@@ -22,9 +22,7 @@ constexpr int kFloats = kVectorBytes / sizeof(float);
 using Floats = Vec<float, kFloats>;
 constexpr int kSums = 12;  // covers a latency of 5 cycles at two a cycle, and leaves room in 16 registers
 
-double seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 }  // namespace
 

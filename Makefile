@@ -14,7 +14,7 @@ PYTEST_ARGS ?=
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 CXX_FILES = $(shell git ls-files --cached --others --exclude-standard '*.cpp' '*.cu' '*.h' '*.cuh' 2>/dev/null || echo $(SOURCES))
 
-.PHONY: help build test test-install bench lint format types clean
+.PHONY: help build test test-install bench kernel-alone lint format types clean
 
 help: ## what the targets do
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -56,6 +56,14 @@ test-install: build ## sdist, wheel, editable and pure-Python installs in fresh 
 bench: build ## our kernels against PyTorch's on a real MobileNetV2, and each op
 	@echo "==> python -m bench"
 	@$(BIN)/python -m bench
+
+# The kernels' object files are those of the build, so the flags are too.
+ISA ?= avx512
+ARGS ?=
+kernel-alone: build ## the CPU kernels without torch, against memcpy and the FMA peak (ISA=avx2, ARGS="8 5x5 nhwc forward")
+	@mkdir -p build/kernel-alone
+	@$(CXX) -std=c++17 -O2 -o build/kernel-alone/$(ISA) bench/kernel_alone.cpp build/ninja/$(ISA)/*.o
+	@build/kernel-alone/$(ISA) $(ARGS)
 
 lint: $(VENV)/requirements ## ruff, clang-format: say what is wrong
 	@echo "==> ruff check, ruff format --check, clang-format --dry-run"

@@ -8,7 +8,7 @@ import importlib
 import json
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -57,7 +57,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--full", action="store_true", help="batch 8, all backward passes, Inductor, more rounds")
     parser.add_argument(
-        "--only", default="", metavar="TEXT", help="cases whose id (op/set/layer/batch/direction) holds it"
+        "--only",
+        default="",
+        metavar="TEXT",
+        help="cases whose id (op/set/layer/batch/direction) holds it; several by commas",
     )
     parser.add_argument(
         "--rounds", type=int, help=f"samples of each provider ({QUICK.rounds}, or {FULL.rounds} if full)"
@@ -84,7 +87,8 @@ def scripts() -> list:
 
 
 def selected(options: Options, only: str) -> list[Case]:
-    return [case for script in scripts() for case in script.cases(options) if only in case.id]
+    wanted = only.split(",")
+    return [case for script in scripts() for case in script.cases(options) if any(text in case.id for text in wanted)]
 
 
 def ceilings(threads: int) -> dict | None:
@@ -201,8 +205,8 @@ def groups(rows: list[dict]) -> Iterator[list[dict]]:
 
 
 # --- the job ----------------------------------------------------------------------------------------------------------
-def run(console: Console, subjects: list[Case], options: Options) -> list[dict]:
-    """Measures the cases; a table appears as soon as its last row is there."""
+def run(console: Console, subjects: list[Case], options: Options, save: Callable[[list[dict]], object]) -> list[dict]:
+    """Measures the cases; a table appears, and the rows so far are saved, as soon as its last row is there."""
     rows: list[dict] = []
     columns = (
         SpinnerColumn(),
@@ -223,6 +227,7 @@ def run(console: Console, subjects: list[Case], options: Options) -> list[dict]:
             if i + 1 == len(subjects) or [getattr(subjects[i + 1], name) for name in report.GROUP] != key:
                 group = [row for row in rows if [row[name] for name in report.GROUP] == key]
                 console.print(result_table(group))
+                save(rows)
                 for provider, reason in sorted({item for row in group for item in row["skipped"].items()}):
                     console.print(f"  [yellow]without {NAMES.get(provider, provider)}[/]: {reason}")
     return rows
@@ -268,21 +273,25 @@ def main(argv: list[str] | None = None) -> int:
             no_photographs = str(error)
             console.print(f"[bold yellow]no photographs[/]: {error}")
 
-    rows = run(console, subjects, options)
-    results = {
-        "schema": 1,
-        "conditions": {**facts, "load_average_after": conditions()["load_average"]},
-        "ceilings": measured,
-        "photographs": seen,
-        "no_photographs": no_photographs,
-        "rows": rows,
-    }
-
     stamp = datetime.datetime.fromisoformat(facts["date"]).strftime("%Y-%m-%d-%H%M%S")
     name = "-".join([stamp, slug(facts["cpu"]), facts["isa"] or "reference", what, *filter(None, [slug(chosen.only)])])
     json_path = chosen.out / "results" / f"{name}.json"
     json_path.parent.mkdir(parents=True, exist_ok=True)
-    json_path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+    def save(rows: list[dict]) -> dict:
+        results = {
+            "schema": 1,
+            "conditions": {**facts, "load_average_after": conditions()["load_average"]},
+            "ceilings": measured,
+            "photographs": seen,
+            "no_photographs": no_photographs,
+            "rows": rows,
+        }
+        json_path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        return results
+
+    rows = run(console, subjects, options, save)
+    results = save(rows)
     html_path = write_report(results, chosen.out)
     console.print(f"\nresults  {json_path}\nreport   [bold]{html_path}[/]   (open it in a browser)")
     refused = [f"{row['case']}: {name}: {text}" for row in rows for name, text in row["wrong"].items()]

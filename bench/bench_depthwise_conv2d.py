@@ -148,6 +148,8 @@ def cases(options: Options) -> Iterator[Case]:
             yield case(shape, 8, "forward")
     for direction in ("backward", "step"):
         for shape in rows:
+            if direction == "step" and shape["k"] > 15:
+                continue  # torch's own step of 31 x 31 at batch 8 takes more memory than a machine of 24 GB has
             if shape["set"] == "peers" and (options.full or shape["name"] in QUICK_BACKWARD):
                 yield case(shape, 8, direction)
 

@@ -40,8 +40,9 @@ LIGHTKERNELS_INLINE void for_channels(int64_t begin, int64_t end, F&& f) {
   }
 }
 
-// --- one axis of a convolution, forward or transposed
-// ----------------------------------------------------------------- Output o (of a phase) reads inputs first + o * step
+// --- one axis of a convolution, forward or transposed ---
+
+// Output o (of a phase) reads inputs first + o * step
 // + k * dilation for k = 0 .. count - 1, through taps tap + k * tap_step. A forward convolution has one phase; a
 // transposed one has `stride`, interleaved in the output.
 struct Axis {
@@ -80,8 +81,9 @@ struct ChannelMap {
   bool is_identity() const { return times == 1 && over == 1; }
 };
 
-// --- one convolution for both directions
-// ------------------------------------------------------------------------------ `in` is convolved into `out`: forward
+// --- one convolution for both directions ---
+
+// `in` is convolved into `out`: forward
 // x into y, transposed y into x.
 struct Convolution {
   const void* in;
@@ -120,8 +122,8 @@ struct Convolution {
 
 inline int64_t acc_size(const DepthwiseConv2dParams& p) { return p.dtype == DType::kFloat64 ? 8 : 4; }
 
-// --- the two layouts, each in a file of its own: depthwise_conv2d_nhwc.cpp, depthwise_conv2d_nchw.cpp
-// ------------------
+// --- the two layouts, each in a file of its own: depthwise_conv2d_nhwc.cpp, depthwise_conv2d_nchw.cpp ---
+
 void convolve_nhwc(const DepthwiseConv2dParams& p, bool transposed, const Launch& launch);
 void backward_weight_nhwc(const DepthwiseConv2dParams& p, const Launch& launch);
 int64_t convolve_nhwc_workspace(const DepthwiseConv2dParams& p, bool transposed);

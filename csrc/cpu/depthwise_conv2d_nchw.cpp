@@ -1,11 +1,13 @@
 // Depthwise convolution, columns innermost, and any other strides: plane by plane.
 #include "depthwise_conv2d_nchw.h"
 
+#include "depthwise_conv2d_nchw_weight.h"
+
 namespace lightkernels::cpu {
 namespace {
 
-// --- columns innermost, and any other strides
-// ---------------------------------------------------------------------------
+// --- columns innermost, and any other strides ---
+
 template <class E>
 void convolve_typed(const DepthwiseConv2dParams& p, bool transposed, const Launch& launch) {
   const Convolution conv(p, transposed);

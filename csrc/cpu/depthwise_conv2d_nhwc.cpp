@@ -2,7 +2,9 @@
 //
 // The gradient of the input is a convolution too: at stride 1 of dy with the turned kernel, at stride s one convolution
 // for each of the s * s phases of dx, each with the taps that reach it. So forward and backward share all kernels.
-#include "depthwise_conv2d_nhwc.h"
+#include "depthwise_conv2d_nhwc_fixed.h"
+#include "depthwise_conv2d_nhwc_rows.h"
+#include "depthwise_conv2d_nhwc_weight.h"
 
 namespace lightkernels::cpu {
 namespace {
@@ -26,8 +28,8 @@ void with_fixed(const DepthwiseConv2dParams& p, F&& f) {
   with_stride(integral_constant<int, 7>{});
 }
 
-// --- weights as the channels-innermost kernels want them: Acc<E>, channels side by side
-// ---------------------------------
+// --- weights as the channels-innermost kernels want them: Acc<E>, channels side by side ---
+
 bool needs_packing(const DepthwiseConv2dParams& p, int64_t layers) {
   return p.weight_c != 1 || size_of(p.dtype) == 2 || layers > 1;
 }
@@ -83,8 +85,9 @@ const Acc<E>* bias_of(const DepthwiseConv2dParams& p, void* workspace) {
   }
 }
 
-// --- channels innermost
-// ----------------------------------------------------------------------------------------------- At stride 1 the
+// --- channels innermost ---
+
+// At stride 1 the
 // transposed convolution is a forward one, of dy with the turned kernel.
 DepthwiseConv2dParams turned(const DepthwiseConv2dParams& p) {
   DepthwiseConv2dParams t = p;
@@ -235,8 +238,9 @@ void convolve_typed(const DepthwiseConv2dParams& p, bool transposed, const Launc
       });
 }
 
-// --- gradient of the weight
-// ------------------------------------------------------------------------------------------- Rows of the batch are cut
+// --- gradient of the weight ---
+
+// Rows of the batch are cut
 // into chunks that sum apart and are then added in order: how many there are follows from the shape alone, so the
 // result does not depend on the number of threads.
 struct Chunks {

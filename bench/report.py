@@ -113,6 +113,33 @@ def over_floor(row: dict, *names: str) -> float | None:
     return min(found, default=None)
 
 
+def markdown(results: dict, names: dict[str, str]) -> str:
+    """The rows as Markdown tables, one for each group: what README.md and docs/measured.md quote."""
+    lines: list[str] = []
+    groups: dict[tuple, list[dict]] = {}
+    for row in results["rows"]:
+        groups.setdefault(tuple(row[key] for key in GROUP), []).append(row)
+    for (op, set_, batch, direction), rows in groups.items():
+        present = [name for name in names if any(name in row["providers"] for row in rows)]
+        speedups = [
+            key for key in ("nchw", "cl", "best", "peers", "kernel") if any(key in row["speedup"] for row in rows)
+        ]
+        lines += [f"**{op}, {set_}, batch {batch}, {direction}**", ""]
+        lines.append("| layer | " + " | ".join([*(names[n] for n in present), "ours / floor", *speedups]) + " |")
+        lines.append("|---" * (len(present) + len(speedups) + 2) + "|")
+        for row in rows:
+            cells = [time(value) if (value := median(row, name)) else "–" for name in present]
+            ratio = over_floor(row, "ours", "ours_cl")
+            cells.append(f"{ratio:.2f}" if ratio else "–")
+            cells += [times(row["speedup"][key]["median"]) if key in row["speedup"] else "–" for key in speedups]
+            lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
+        means = [
+            times(geomean([row["speedup"][key]["median"] for row in rows if key in row["speedup"]])) for key in speedups
+        ]
+        lines += [f"| geometric mean | {'| ' * (len(present) + 1)}" + " | ".join(means) + " |", ""]
+    return "\n".join(lines)
+
+
 # --- charts -----------------------------------------------------------------------------------------------------------
 LEFT, RIGHT, WIDTH = 176, 96, 980
 

@@ -387,6 +387,15 @@ def test_report_renders(compiled):
     assert not re.search(r"""(src|href)=["'](?!data:)|https?://|@import|url\(""", page), "nothing from outside"
 
 
+def test_markdown_tables_have_every_row_and_figure():
+    results = fixed_results()
+    text = report.markdown(results, job.NAMES)
+    for row in results["rows"]:
+        assert f"| {row['name']} |" in text
+    assert "4.00×" in text
+    assert "geometric mean" in text
+
+
 def test_report_of_nothing_renders():
     results = {**fixed_results(), "rows": [], "photographs": [], "no_photographs": "no weights"}
     assert "no weights" in report.render(results)

@@ -136,15 +136,18 @@ void for_bands(const DepthwiseConv2dParams& p, int64_t rows, int64_t begin, int6
 void fixed_nhwc(const DepthwiseConv2dParams& p, const Weight<float>& weight, const Launch& launch) {
   with_fixed(p, [&](auto k, auto s) {
     constexpr int K = k, S = s;
+    const bool streams = S == 1 && streams_output(p);
     auto bands = [&](auto rows, auto kernel) {
       constexpr int R = rows;
       launch.parallel(bands_of(p, R), 1, [&](int64_t begin, int64_t end) {
         for_bands(p, R, begin, end, [&](const DepthwiseConv2dParams& grid, int64_t n, int64_t oh) {
           BandNhwc<float> band = band_of<K, S, R, float>(grid, n, oh);
           band.weight = weight.data, band.w_h = weight.h, band.w_w = weight.w;
-          band.bias = static_cast<const float*>(p.bias), band.far = is_far(p);
+          band.bias = static_cast<const float*>(p.bias), band.far = bytes_of(p) > kFarBytes;
+          band.stream = streams;
           kernel(band);
         });
+        if (streams) finish_streams();
       });
     };
     if constexpr (K == 3 && kRegisters == 32) {
@@ -164,6 +167,7 @@ void fixed_transposed_nhwc(const DepthwiseConv2dParams& p, const Weight<float>& 
     const int64_t top = floor_div(p.padding_t, S) * S, left = floor_div(p.padding_l, S) * S;
     const int64_t first_row = p.padding_t - top, first_column = p.padding_l - left;
     const int64_t bands = (first_row + p.ih + R - 1) / R;
+    const bool streams = streams_output(turned(p));
     launch.parallel(p.n * bands, 1, [&](int64_t begin, int64_t end) {
       for (int64_t unit = begin; unit < end; ++unit) {
         const int64_t n = unit / bands, row = unit % bands * R;
@@ -177,8 +181,10 @@ void fixed_transposed_nhwc(const DepthwiseConv2dParams& p, const Weight<float>& 
         b.c = p.c, b.ow = p.iw + first_column;
         b.row_begin = -oh, b.row_end = p.oh - oh, b.column_begin = -ow, b.column_end = p.ow - ow;
         b.first_row = first_row - row, b.rows = first_row + p.ih - row, b.first_column = first_column;
+        b.stream = streams;
         band_transposed_nhwc<K, S, R, T>(b);
       }
+      if (streams) finish_streams();
     });
   });
 }

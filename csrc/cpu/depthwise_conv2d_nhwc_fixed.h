@@ -47,14 +47,22 @@ struct BandNhwc {
   int64_t rows;                      // the band's output rows inside the image end here
   int64_t first_row, first_column;   // and start here (0 but for transposed convolutions)
   Activation activation;
-  bool far;  // are the tensors too large for the caches to keep?
+  bool far;     // fetch the next band ahead: the tensors are too large for L2
+  bool stream;  // store past the caches: they are too large for L3, and y's lines are whole
 };
 
-// Bytes of x and y from which the next band is fetched ahead: below, it costs more than it brings (docs/measured.md).
-constexpr int64_t kFarBytes = 4 << 20;
+// Bytes of x and y from which the next band is fetched ahead, and from which y goes past the caches: below, it costs
+// more than it brings (docs/measured.md).
+constexpr int64_t kFarBytes = 4 << 20, kStreamBytes = 16 << 20;
 
-inline bool is_far(const DepthwiseConv2dParams& p) {
-  return p.n * p.c * (p.ih * p.iw + p.oh * p.ow) * size_of(p.dtype) > kFarBytes;
+inline int64_t bytes_of(const DepthwiseConv2dParams& p) {
+  return p.n * p.c * (p.ih * p.iw + p.oh * p.ow) * size_of(p.dtype);
+}
+
+inline bool streams_output(const DepthwiseConv2dParams& p) {
+  const Strides4& s = p.y_strides;
+  const uint64_t bits = reinterpret_cast<uintptr_t>(p.y) | (s.n | s.h | s.w | p.c) * size_of(p.dtype);
+  return kStreams && bytes_of(p) > kStreamBytes && bits % kVectorBytes == 0;
 }
 
 // The band that starts at output row oh, of a convolution that reads x and writes y.
@@ -89,8 +97,10 @@ LIGHTKERNELS_INLINE void tile_nhwc(const BandNhwc<E>& b, int64_t ow, int64_t c_b
           unroll<R * S * T * S>(LIGHTKERNELS_LAMBDA(auto i) {
             fetch<false>(b.x + (kRows + i / (T * S)) * b.x_h + (ow * S + i % (T * S)) * b.x_w + c);
           });
-          unroll<R * T>(
-              LIGHTKERNELS_LAMBDA(auto i) { fetch<true>(b.y + (R + i / T) * b.y_h + (ow + i % T) * b.y_w + c); });
+          if (!b.stream) {
+            unroll<R * T>(
+                LIGHTKERNELS_LAMBDA(auto i) { fetch<true>(b.y + (R + i / T) * b.y_h + (ow + i % T) * b.y_w + c); });
+          }
         }
         unroll<kRows>(LIGHTKERNELS_LAMBDA(auto r) {
           if (!kInside && (r < b.row_begin || r >= b.row_end)) return;
@@ -121,7 +131,9 @@ LIGHTKERNELS_INLINE void tile_nhwc(const BandNhwc<E>& b, int64_t ow, int64_t c_b
         unroll<R * T>(LIGHTKERNELS_LAMBDA(auto j) {
           constexpr int i = j / T, o = j % T;
           if (!kInside && (i >= b.rows || ow + o >= b.ow)) return;
-          store<L>(y + i * b.y_h + o * b.y_w, clamp(sums[i][o], low, high));
+          const V z = clamp(sums[i][o], low, high);
+          E* to = y + i * b.y_h + o * b.y_w;
+          b.stream ? stream<L>(to, z) : store<L>(to, z);
         });
       });
 }
@@ -170,6 +182,10 @@ LIGHTKERNELS_INLINE void sweep_forward_nhwc(const BandNhwc<E>& b, int64_t c, con
       unroll<kDepth - 1>(LIGHTKERNELS_LAMBDA(auto k) { sums[i][kDepth - 1 - k] = sums[i][kDepth - 2 - k]; });
       sums[i][0] = bias;
     });
+    if (inside && b.stream) {
+      unroll<R * S * S>(
+          LIGHTKERNELS_LAMBDA(auto i) { fetch<false>(x + (kRows + i / S) * b.x_h + (S * o + i % S) * b.x_w); });
+    }
     unroll<S>(LIGHTKERNELS_LAMBDA(auto q) {
       const int64_t column = S * o + q;
       if (!inside && (column < b.column_begin || column >= b.column_end)) return;
@@ -188,7 +204,9 @@ LIGHTKERNELS_INLINE void sweep_forward_nhwc(const BandNhwc<E>& b, int64_t c, con
       if (!kRowsInside && i >= b.rows) return;
       V z = sums[i][kDepth - 1];
       if (clip.smooth) z = smooth<L, Acc<E>>(z, b.activation);
-      store<L>(y + i * b.y_h + (o - kDepth + 1) * b.y_w, clamp(z, low, high));
+      z = clamp(z, low, high);
+      E* to = y + i * b.y_h + (o - kDepth + 1) * b.y_w;
+      b.stream ? stream<L>(to, z) : store<L>(to, z);
     });
   };
   const int64_t steps = b.ow + kDepth - 1;
@@ -227,6 +245,10 @@ LIGHTKERNELS_INLINE void tile_transposed_nhwc(const BandNhwc<E>& b, int64_t o, i
         V sums[R][T];
         unroll<R * T>(LIGHTKERNELS_LAMBDA(auto i) { sums[i / T][i % T] = V{}; });
         const E* x = b.x + o / S * b.x_w + c;
+        if (kInside && b.stream) {
+          unroll<R / S * T / S>(
+              LIGHTKERNELS_LAMBDA(auto i) { fetch<false>(x + (kRows + i / (T / S)) * b.x_h + (i % (T / S)) * b.x_w); });
+        }
         unroll<kRows>(LIGHTKERNELS_LAMBDA(auto row) {
           if (!kInside && (row < b.row_begin || row >= b.row_end)) return;
           V values[kColumns];
@@ -252,7 +274,8 @@ LIGHTKERNELS_INLINE void tile_transposed_nhwc(const BandNhwc<E>& b, int64_t o, i
         unroll<R * T>(LIGHTKERNELS_LAMBDA(auto j) {
           constexpr int i = j / T, at = j % T;
           if (!kInside && (i < b.first_row || i >= b.rows || o + at < b.first_column || o + at >= b.ow)) return;
-          store<L>(y + i * b.y_h + at * b.y_w, sums[i][at]);
+          E* to = y + i * b.y_h + at * b.y_w;
+          b.stream ? stream<L>(to, sums[i][at]) : store<L>(to, sums[i][at]);
         });
       });
 }

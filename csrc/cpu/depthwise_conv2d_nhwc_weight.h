@@ -103,7 +103,7 @@ template <int K, int S, int U, class E>
   SweepNhwc<E> s;
   s.x_h = p.x_strides.h, s.x_w = p.x_strides.w, s.dy_w = p.y_strides.w, s.ow = p.ow;
   s.column_begin = p.padding_l, s.column_end = p.iw + p.padding_l;
-  s.dy_ahead = is_far(p) ? p.y_strides.h : 0, s.x_ahead = (U - 1 + S) * s.x_h;
+  s.dy_ahead = bytes_of(p) > kFarBytes ? p.y_strides.h : 0, s.x_ahead = (U - 1 + S) * s.x_h;
   for (int64_t oh = oh_begin; oh < oh_end; ++oh) {
     const int64_t ih = oh * S + u0 - p.padding_t;
     s.x = static_cast<const E*>(p.x) + n * p.x_strides.n + ih * s.x_h - p.padding_l * s.x_w + c;

@@ -245,6 +245,24 @@ LIGHTKERNELS_INLINE void fetch(const T* p) {
   __builtin_prefetch(p, kWrite, kWrite ? 3 : 2);
 }
 
+// Whole cache lines may be stored past the caches, which saves reading them first. Only where a vector is a line.
+constexpr bool kStreams = kVectorBytes == 64;
+
+template <int L, class T>
+LIGHTKERNELS_INLINE void stream(T* p, Vec<Acc<T>, L> v) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float> && L == 16) return _mm512_stream_ps(p, (__m512)v);
+#endif
+  store<L>(p, v);
+}
+
+// Before other threads may read what was streamed.
+inline void finish_streams() {
+#if defined(__AVX512F__)
+  _mm_sfence();
+#endif
+}
+
 // --- activations ---
 
 // exp by 2^n *

@@ -120,6 +120,13 @@ struct Convolution {
   }
 };
 
+// Units that a thread should be given at least: waking one for less than about 64 k multiply-adds costs more than it
+// saves.
+inline int64_t grain_of(const DepthwiseConv2dParams& p, int64_t units) {
+  const int64_t work = p.n * p.c * p.oh * p.ow * p.kh * p.kw;
+  return 1 + units * 65536 / std::max<int64_t>(work, 65536);
+}
+
 inline int64_t acc_size(const DepthwiseConv2dParams& p) { return p.dtype == DType::kFloat64 ? 8 : 4; }
 
 // --- the two layouts, each in a file of its own: depthwise_conv2d_nhwc.cpp, depthwise_conv2d_nchw.cpp ---

@@ -20,7 +20,7 @@ void convolve_typed(const DepthwiseConv2dParams& p, bool transposed, const Launc
   constexpr int64_t kPlans = 4;  // that are kept; a larger stride makes its plans anew for each plane
   const PlanNchw plans[kPlans] = {plan_of(0), plan_of(1 % (phases_h * phases_w)), plan_of(2 % (phases_h * phases_w)),
                                   plan_of(3 % (phases_h * phases_w))};
-  launch.parallel(p.n * conv.c, 1, [&](int64_t begin, int64_t end) {
+  launch.parallel(p.n * conv.c, grain_of(p, p.n * conv.c), [&](int64_t begin, int64_t end) {
     ScratchNchw<Acc<E>> scratch;
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t n = unit / conv.c, c = unit % conv.c;
@@ -58,7 +58,7 @@ void backward_weight_typed(const DepthwiseConv2dParams& p, const Launch& launch)
   const int64_t taps = p.kh * p.kw;
   const Axis h = forward_axis(p.kh, p.stride_h, p.padding_t, p.dilation_h);
   const Axis w = forward_axis(p.kw, p.stride_w, p.padding_l, p.dilation_w);
-  launch.parallel(p.c, 1, [&](int64_t begin, int64_t end) {
+  launch.parallel(p.c, grain_of(p, p.c), [&](int64_t begin, int64_t end) {
     ScratchNchw<A> scratch;
     for (int64_t c = begin; c < end; ++c) {
       A* sums = static_cast<A*>(launch.workspace) + c * taps;  // [kw, kh]

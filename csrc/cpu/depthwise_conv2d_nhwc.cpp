@@ -139,7 +139,7 @@ void fixed_nhwc(const DepthwiseConv2dParams& p, const Weight<float>& weight, con
     const bool streams = S == 1 && streams_output(p);
     auto bands = [&](auto rows, auto kernel) {
       constexpr int R = rows;
-      launch.parallel(bands_of(p, R), 1, [&](int64_t begin, int64_t end) {
+      launch.parallel(bands_of(p, R), grain_of(p, bands_of(p, R)), [&](int64_t begin, int64_t end) {
         for_bands(p, R, begin, end, [&](const DepthwiseConv2dParams& grid, int64_t n, int64_t oh) {
           BandNhwc<float> band = band_of<K, S, R, float>(grid, n, oh);
           band.weight = weight.data, band.w_h = weight.h, band.w_w = weight.w;
@@ -168,7 +168,7 @@ void fixed_transposed_nhwc(const DepthwiseConv2dParams& p, const Weight<float>& 
     const int64_t first_row = p.padding_t - top, first_column = p.padding_l - left;
     const int64_t bands = (first_row + p.ih + R - 1) / R;
     const bool streams = streams_output(turned(p));
-    launch.parallel(p.n * bands, 1, [&](int64_t begin, int64_t end) {
+    launch.parallel(p.n * bands, grain_of(p, p.n * bands), [&](int64_t begin, int64_t end) {
       for (int64_t unit = begin; unit < end; ++unit) {
         const int64_t n = unit / bands, row = unit % bands * R;
         const int64_t oh = (top + row) / S - kBefore,
@@ -195,9 +195,11 @@ int64_t channel_block(const DepthwiseConv2dParams& p) { return p.kh * p.kw > 64 
 // f(n, row, c_begin, c_end) for every row and block of channels, in parallel; a block is kept while rows advance, so
 // that the rows two outputs share are still in cache.
 template <int L, class F>
-void for_rows(int64_t n, int64_t rows, int64_t channels, int64_t block_size, const Launch& launch, F&& f) {
+void for_rows(const DepthwiseConv2dParams& p, int64_t rows, int64_t channels, int64_t block_size, const Launch& launch,
+              F&& f) {
   const int64_t blocks = channels < block_size + L ? 1 : channels / block_size;
-  launch.parallel(n * blocks * rows, 1, [&](int64_t begin, int64_t end) {
+  const int64_t units = p.n * blocks * rows;
+  launch.parallel(units, grain_of(p, units), [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t block = unit / rows % blocks;
       f(unit / rows / blocks, unit % rows, block * block_size,
@@ -221,7 +223,7 @@ void convolve_typed(const DepthwiseConv2dParams& p, bool transposed, const Launc
   const Acc<E>* bias = transposed ? nullptr : bias_of<E>(p, static_cast<char*>(launch.workspace) + packed_bytes(p));
   const int64_t phases_h = conv.phases_h(p), phases_w = conv.phases_w(p);
   for_rows<lanes<E>()>(
-      p.n, conv.oh, conv.c, channel_block(p), launch, [&](int64_t n, int64_t i, int64_t c_begin, int64_t c_end) {
+      p, conv.oh, conv.c, channel_block(p), launch, [&](int64_t n, int64_t i, int64_t c_begin, int64_t c_end) {
         const Axis h = conv.axis_h(p, i % phases_h);
         const auto [u_begin, u_end] = h.inside(i / phases_h, conv.ih);
         for (int64_t phase = 0; phase < std::min(phases_w, conv.ow); ++phase) {

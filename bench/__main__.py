@@ -28,7 +28,7 @@ from . import bench_models, report
 from .conditions import conditions, slug
 from .measure import Case, Options, measure
 from .peers import Skipped
-from .timing import Copy, Fma, NoCeiling, geomean, interleave, keep_pages
+from .timing import Copy, Fma, NoCeiling, geomean, give_back_pages, interleave, keep_pages
 
 HERE = Path(__file__).parent
 COPY_SIZES = (32 << 10, 512 << 10, 8 << 20, 128 << 20)  # bytes read and written
@@ -223,6 +223,7 @@ def run(console: Console, subjects: list[Case], options: Options, save: Callable
         for i, case in enumerate(subjects):
             progress.update(task, description=f"[bold]{case.name}[/] b{case.batch} {case.direction}")
             rows.append(measure(case, options))
+            give_back_pages()
             progress.advance(task)
             key = [getattr(case, name) for name in report.GROUP]
             if i + 1 == len(subjects) or [getattr(subjects[i + 1], name) for name in report.GROUP] != key:

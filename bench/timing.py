@@ -186,6 +186,12 @@ def keep_pages() -> bool:
     return bool(mallopt(trim_threshold, 2**31 - 1) and mallopt(mmap_max, 0))
 
 
+def give_back_pages() -> None:
+    """Returns to the system what `keep_pages` kept: between cases, or a large one leaves too little for the next."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 # --- ceilings ---------------------------------------------------------------------------------------------------------
 class NoCeiling(RuntimeError):
     """This machine's ceilings cannot be known here; the text says why."""

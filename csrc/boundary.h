@@ -118,7 +118,9 @@ inline bool is_channels_last(const View& v) {
 
 inline Tensor empty(const View& like, std::array<int64_t, 4> sizes, std::array<int64_t, 4> strides, int64_t dim = 4) {
   AtenTensorHandle h;
-  check(aoti_torch_empty_strided(dim, sizes.data(), strides.data(), like.dtype, like.device, like.index, &h));
+  if (aoti_torch_empty_strided(dim, sizes.data(), strides.data(), like.dtype, like.device, like.index, &h)) {
+    fail("cannot allocate an output of shape ", show(torch::headeronly::IntHeaderOnlyArrayRef(sizes.data(), dim)));
+  }
   return Tensor(h);
 }
 

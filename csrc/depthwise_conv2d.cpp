@@ -27,6 +27,12 @@ int64_t output_size(const char* op, const char* axis, int64_t input, int64_t ker
   return (padded - span) / stride + 1;
 }
 
+void check_range(const char* op, const char* name, const Ints& values, int64_t most) {
+  for (int64_t value : values) {
+    if (value > most || value < -most) fail(op, ": ", name, " must not exceed ", most, ", got ", show(values));
+  }
+}
+
 // Params with everything that follows from the geometry; the caller adds pointers, strides and the weight.
 DepthwiseConv2dParams geometry(const char* op, int64_t ih, int64_t iw, int64_t kh, int64_t kw, const Ints& stride,
                                const Ints& padding, const Ints& dilation) {
@@ -37,6 +43,10 @@ DepthwiseConv2dParams geometry(const char* op, int64_t ih, int64_t iw, int64_t k
     fail(op, ": dilation must be two positive ints, got ", show(dilation));
   }
   if (padding.size() != 4) fail(op, ": padding must be (top, bottom, left, right), got ", show(padding));
+  check_range(op, "stride", stride, INT32_MAX);
+  check_range(op, "dilation", dilation, INT32_MAX);
+  check_range(op, "padding", padding, INT32_MAX);
+  check_range(op, "kernel", {kh, kw}, INT32_MAX);
   DepthwiseConv2dParams p{};
   p.ih = ih, p.iw = iw, p.kh = kh, p.kw = kw;
   p.stride_h = stride[0], p.stride_w = stride[1];

@@ -15,7 +15,8 @@ struct Strides4 {
 };
 
 // One set of roles for all three kernels; what each writes is said at its prototype.
-// Sizes are positive, shapes agree, and padding may be negative (cropping) on any side.
+// n, c, kh, kw, oh and ow are positive (ih and iw may be 0 where padding makes up for it), shapes agree, and padding
+// may be negative (cropping) on any side.
 struct DepthwiseConv2dParams {
   void* x;       // [n, c / multiplier, ih, iw]
   void* weight;  // [c, kh, kw]

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _load
 
@@ -81,9 +82,11 @@ def register(
     def call(*args):
         # What register_autograd makes is refused by torch.func (grad, vjp, jacrev): those get the same derivative
         # as an autograd.Function. Not inside a batching rule that the dispatcher entered, where there is only the op.
-        if (
-            not torch.compiler.is_compiling()
-            and torch._C._are_functorch_transforms_active()
+        # Forward-mode derivatives are not there: the Function says so, where the op would drop the tangent unsaid.
+        if torch.compiler.is_compiling():
+            return overload(*args)
+        if forward_ad._current_level >= 0 or (
+            torch._C._are_functorch_transforms_active()
             and not torch._C._dispatch_tls_is_dispatch_key_included(torch._C.DispatchKey.FuncTorchVmapMode)
         ):
             return transformable.apply(*args)
@@ -114,7 +117,7 @@ def triton_missing() -> str | None:
 
 
 # --- choosing an implementation ---------------------------------------------------------------------------------------
-_forced: list[str] = []
+_forced: list[list[str]] = []
 _override: torch.library.Library | None = None
 _lock = threading.RLock()
 
@@ -125,7 +128,7 @@ def _apply() -> None:
     if _override is not None:
         _override._destroy()
         _override = None
-    if not _forced or _forced[-1] in ("cpp", "cuda"):  # the compiled libraries are what lies underneath
+    if not _forced or _forced[-1][0] in ("cpp", "cuda"):  # the compiled libraries are what lies underneath
         return
     _override = torch.library.Library(NAMESPACE, "IMPL")
     with warnings.catch_warnings():
@@ -133,7 +136,7 @@ def _apply() -> None:
         warnings.filterwarnings("ignore", message=".*Warning only once for all operators.*")
         for op in OPS.values():
             for key in ("CPU", "CUDA"):
-                _override.impl(op.name, getattr(op, _forced[-1]), key, allow_override=True)
+                _override.impl(op.name, getattr(op, _forced[-1][0]), key, allow_override=True)
 
 
 @contextlib.contextmanager
@@ -153,14 +156,15 @@ def use(implementation: str) -> Iterator[None]:
     reason = unavailable(implementation)
     if reason:
         raise RuntimeError(f"implementation {implementation!r} is not available: {reason}")
+    entry = [implementation]  # an object of its own, found again by identity when blocks end in another order
     with _lock:
-        _forced.append(implementation)
+        _forced.append(entry)
         _apply()
     try:
         yield
     finally:
         with _lock:
-            _forced.pop()
+            del _forced[next(i for i, other in enumerate(_forced) if other is entry)]
             _apply()
 
 

@@ -14,6 +14,7 @@ import torch.fx
 import torch.nn.functional as F
 import torch.nn.utils.parametrize
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.modules.conv import _ConvNd
 
 from . import _op
@@ -93,6 +94,7 @@ class _Depthwise(_ConvNd):
             or _functorch_active()
             or _dispatch_modes()
             or _tracing_state() is not None
+            or forward_ad._current_level >= 0
         ):
             return None
         parameters = self._parameters

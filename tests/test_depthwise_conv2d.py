@@ -1067,3 +1067,56 @@ def test_more_than_2_to_the_31_elements_out(big, layout):
         assert_linear(y[n : n + 1], check, magnitude, 3)
     if layout == "contiguous":  # all images are the same
         assert all(torch.equal(y[i : i + 500], y[:1].expand(y[i : i + 500].shape)) for i in range(0, len(y), 500))
+
+
+# --- found by review --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dilation", [40, 1000, 2**31 - 1])
+def test_dilation_beyond_the_image(memory_format, dilation):
+    """Only the centre tap meets the image; the work must not grow with the dilation either."""
+    x = torch.randn(2, 16, 8, 9).to(memory_format=memory_format)
+    weight = torch.randn(16, 1, 3, 3)
+    y = pytorch_ext.depthwise_conv2d(x, weight, None, 1, dilation, dilation)
+    torch.testing.assert_close(y, x * weight[:, 0, 1, 1].view(1, -1, 1, 1))
+    dx = torch.ops.pytorch_ext.depthwise_conv2d_backward_input(
+        x, weight, 8, 9, 16, (1, 1), (dilation,) * 4, (dilation, dilation)
+    )
+    torch.testing.assert_close(dx, y)
+
+
+@pytest.mark.parametrize("name", ["stride", "dilation", "padding"])
+def test_geometry_beyond_32_bits_is_refused(name):
+    x, weight = torch.randn(1, 16, 8, 8), torch.randn(16, 1, 3, 3)
+    for like in (x, x.to("meta")):
+        with pytest.raises(RuntimeError, match=f"{name} must not exceed 2147483647"):
+            pytorch_ext.depthwise_conv2d(like, weight.to(like.device), **{name: 2**40})
+
+
+def test_forward_mode_derivative_is_refused_rather_than_lost():
+    forward_ad = torch.autograd.forward_ad
+    x, weight = torch.randn(1, 4, 8, 8), torch.randn(4, 1, 3, 3)
+    module = pytorch_ext.nn.DepthwiseConv2d(4, 4, 3).eval().requires_grad_(False)
+    for call in (module, lambda t: pytorch_ext.depthwise_conv2d(t, weight)):
+        with forward_ad.dual_level(), pytest.raises(RuntimeError, match=r"forward AD|forward mode|jvp"):
+            call(forward_ad.make_dual(x, torch.ones_like(x)))
+
+
+def test_use_blocks_may_end_in_any_order():
+    first, second = pytorch_ext.use("reference"), pytorch_ext.use("reference")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    x = torch.randn(1, 4, 8, 8)
+    pytorch_ext.depthwise_conv2d(x, torch.randn(4, 1, 3, 3))
+    second.__exit__(None, None, None)
+    assert not pytorch_ext._op._forced
+
+
+def test_half_of_every_bit_pattern():
+    """A one-tap kernel of ones gives back every float16 but NaN payloads, in each instruction set's conversion."""
+    values = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.float16).view(1, 64, 32, 32)
+    ones = torch.ones(64, 1, 1, 1, dtype=torch.float16)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        y = pytorch_ext.depthwise_conv2d(values.to(memory_format=memory_format), ones)
+        assert torch.equal(y.isnan(), values.isnan())
+        assert torch.equal(y[~y.isnan()], values[~values.isnan()])

@@ -50,10 +50,19 @@ LIGHTKERNELS_INLINE void copy_row(Acc<E>* to, const E* from, int64_t count, int6
 // Even and odd elements of 2 * L values.
 template <int L, class S>
 LIGHTKERNELS_INLINE std::pair<Vec<S, L>, Vec<S, L>> split(Vec<S, L> a, Vec<S, L> b) {
+#if defined(__clang__)
+  Vec<S, L> even, odd;
+  for (int i = 0; i < L; ++i) {
+    even[i] = 2 * i < L ? a[2 * i % L] : b[2 * i % L];
+    odd[i] = 2 * i < L ? a[(2 * i + 1) % L] : b[(2 * i + 1) % L];
+  }
+  return {even, odd};
+#else
   using I = std::conditional_t<sizeof(S) == 8, int64_t, int32_t>;
   Vec<I, L> even{}, odd{};
   for (int i = 0; i < L; ++i) even[i] = 2 * i, odd[i] = 2 * i + 1;
   return {__builtin_shuffle(a, b, even), __builtin_shuffle(a, b, odd)};
+#endif
 }
 
 // Which columns of the input a staged row takes: per residue, `count` from input column `begin`, to index `skip`.

@@ -119,16 +119,18 @@ DepthwiseConv2dParams grid_of(const DepthwiseConv2dParams& p, int64_t i, int64_t
 }
 
 // f(grid, n, band) for all bands of R output rows of all grids; units count up to `bands_of(p, R)`.
+int64_t grids_h(const DepthwiseConv2dParams& p) { return std::min(p.dilation_h, p.oh); }
+int64_t grids_w(const DepthwiseConv2dParams& p) { return std::min(p.dilation_w, p.ow); }
 int64_t bands_of(const DepthwiseConv2dParams& p, int64_t rows) {
-  const int64_t per_grid = ((p.oh + p.dilation_h - 1) / p.dilation_h + rows - 1) / rows;
-  return p.n * p.dilation_h * p.dilation_w * per_grid;
+  const int64_t per_grid = ((p.oh - 1) / p.dilation_h + rows) / rows;
+  return p.n * grids_h(p) * grids_w(p) * per_grid;
 }
 template <class F>
 void for_bands(const DepthwiseConv2dParams& p, int64_t rows, int64_t begin, int64_t end, F&& f) {
-  const int64_t grids = p.dilation_h * p.dilation_w, per_grid = bands_of(p, rows) / (p.n * grids);
+  const int64_t grids = grids_h(p) * grids_w(p), per_grid = bands_of(p, rows) / (p.n * grids);
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t grid = unit / per_grid % grids, oh = unit % per_grid * rows;
-    const DepthwiseConv2dParams g = grid_of(p, grid / p.dilation_w, grid % p.dilation_w);
+    const DepthwiseConv2dParams g = grid_of(p, grid / grids_w(p), grid % grids_w(p));
     if (oh < g.oh && g.ow > 0) f(g, unit / per_grid / grids, oh);
   }
 }

@@ -115,21 +115,25 @@ LIGHTKERNELS_INLINE void float_to_half(Vec<float, L> v, Half* p) {
 }
 #else
 template <int L>
-[[gnu::noinline]] Vec<float, L> half_to_float(const Half* p) {
-  Vec<float, L> v;
-  for (int l = 0; l < L; ++l) {
-    _Float16 h;
-    std::memcpy(&h, p + l, 2);
-    v[l] = static_cast<float>(h);
-  }
-  return v;
+LIGHTKERNELS_INLINE Vec<float, L> half_to_float(const Half* p) {
+  using U = Vec<uint32_t, L>;
+  const U h = __builtin_convertvector(read<Vec<uint16_t, L>>(p), U);
+  const U magnitude = (h & 0x7fff) << 13, infinite = (U)((h & 0x7c00) == 0x7c00) & 0x7f800000;
+  const auto scaled =
+      (Vec<float, L>)magnitude * 0x1p112f;  // the exponents' biases differ by 112; subnormals come right
+  return (Vec<float, L>)((U)scaled | infinite | (h & 0x8000) << 16);
 }
 template <int L>
-[[gnu::noinline]] void float_to_half(Vec<float, L> v, Half* p) {
-  for (int l = 0; l < L; ++l) {
-    const _Float16 h = static_cast<_Float16>(v[l]);
-    std::memcpy(static_cast<void*>(p + l), &h, 2);
-  }
+LIGHTKERNELS_INLINE void float_to_half(Vec<float, L> v, Half* p) {
+  using U = Vec<uint32_t, L>;
+  const U bits = (U)v, size = bits & 0x7fffffff;
+  const U normal = (size + 0xfff + ((size >> 13) & 1) - (112u << 23)) >> 13;
+  const U subnormal = (U)((Vec<float, L>)size + 0.5f) - 0x3f000000;  // the addition rounds at 2^-24
+  U half = size < 0x38800000 ? subnormal : normal;
+  half = size >= 0x47800000 ? U{} + 0x7c00 : half;
+  half = size > 0x7f800000 ? U{} + 0x7e00 : half;
+  const auto stored = __builtin_convertvector(half | (bits >> 16 & 0x8000), Vec<uint16_t, L>);
+  std::memcpy(static_cast<void*>(p), &stored, sizeof stored);
 }
 #endif
 

@@ -33,6 +33,9 @@ def _check(op: str, x: Tensor, weight: Tensor, stride, padding, dilation) -> Non
     for name, value in (("stride", stride), ("dilation", dilation)):
         if len(value) != 2 or min(value) < 1:
             raise RuntimeError(f"{op}: {name} must be two positive ints, got {list(value)}")
+    for name, value in (("stride", stride), ("dilation", dilation), ("padding", padding)):
+        if max(value) > 2**31 - 1 or min(value) < 1 - 2**31:
+            raise RuntimeError(f"{op}: {name} must not exceed {2**31 - 1}, got {list(value)}")
 
 
 def output_size(op: str, input_size, kernel_size, stride, padding, dilation) -> tuple[int, int]:
@@ -295,14 +298,16 @@ def same_padding(input_size, kernel_size, stride, dilation) -> tuple[int, int, i
 def _padding4(padding, x: Tensor, weight: Tensor, stride, dilation) -> tuple[int, int, int, int]:
     if type(padding) is int:
         sides = (padding, padding, padding, padding)
-    elif padding == "same":
-        sides = same_padding(x.shape[-2:], weight.shape[-2:], stride, dilation)
+    elif isinstance(padding, str) and padding == "same":
+        return same_padding(x.shape[-2:], weight.shape[-2:], stride, dilation)
     elif padding == "valid":
         sides = (0, 0, 0, 0)
     elif isinstance(padding, (tuple, list)) and len(padding) == 2:
         sides = (padding[0], padding[0], padding[1], padding[1])
     elif isinstance(padding, (tuple, list)) and len(padding) == 4:
         sides = tuple(padding)
+    elif isinstance(padding, float):
+        raise TypeError(f"padding must hold ints, got {padding!r}")
     else:
         raise ValueError(
             f"padding must be an int, (height, width), (top, bottom, left, right), 'same' or 'valid', got {padding!r}"
@@ -354,6 +359,8 @@ def depthwise_conv2d(
     if bias is not None and not isinstance(bias, Tensor):
         raise TypeError(f"bias must be a tensor or None, got {type(bias).__name__}")
     stride, dilation = pair(stride, "stride"), pair(dilation, "dilation")
+    if not isinstance(activation, str):
+        raise TypeError(f"activation must be a str, got {activation!r}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     dim = x.dim()

@@ -122,7 +122,9 @@ def markdown(results: dict, names: dict[str, str]) -> str:
     for (op, set_, batch, direction), rows in groups.items():
         present = [name for name in names if any(name in row["providers"] for row in rows)]
         speedups = [
-            key for key in ("nchw", "cl", "best", "peers", "kernel") if any(key in row["speedup"] for row in rows)
+            key
+            for key in ("nchw", "channels_last", "best", "peers", "kernel")
+            if any(key in row["speedup"] for row in rows)
         ]
         lines += [f"**{op}, {set_}, batch {batch}, {direction}**", ""]
         lines.append("| layer | " + " | ".join([*(names[n] for n in present), "ours / floor", *speedups]) + " |")

@@ -867,14 +867,14 @@ BAD = {  # arguments of the public function, exception, and what its text must n
     "padding of three": ((X, W, None, 1, (1, 2, 3)), V, ["padding", "(1, 2, 3)", "(top, bottom, left, right)"]),
     "padding text": ((X, W, None, 1, "full"), V, ["padding", "'full'", "'same' or 'valid'"]),
     "padding float": ((X, W, None, 1, (1.0, 1)), TypeError, ["padding", "(1.0, 1)", "int"]),
-    "padding a float": ((X, W, None, 1, 1.0), V, ["padding", "1.0", "int"]),
+    "padding a float": ((X, W, None, 1, 1.0), TypeError, ["padding", "1.0", "int"]),
     "padding none": ((X, W, None, 1, None), V, ["padding", "None", "int"]),
     "kernel too tall": ((X, torch.zeros(4, 1, 7, 1)), R, ["height", "6", "7", "empty"]),
     "kernel too wide": ((X, torch.zeros(4, 1, 1, 9), None, 1, 1), R, ["width", "8", "9", "empty"]),
     "dilated too far": ((X, W, None, 1, 0, (1, 3)), R, ["width", "6", "7", "empty"]),
     "empty image": ((X[:, :, :0], W), R, ["height", "0", "3", "empty"]),
     "activation unknown": ((X, W, None, 1, 0, 1, "gelu"), V, ["activation", "gelu", "none, relu, relu6, silu"]),
-    "activation none": ((X, W, None, 1, 0, 1, None), V, ["activation", "None", "none, relu, relu6, silu, hardswish"]),
+    "activation none": ((X, W, None, 1, 0, 1, None), TypeError, ["activation", "None", "none, relu, relu6, silu, hardswish"]),
 }  # fmt: skip
 
 

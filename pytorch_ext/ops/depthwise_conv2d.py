@@ -34,7 +34,7 @@ def _check(op: str, x: Tensor, weight: Tensor, stride, padding, dilation) -> Non
         if len(value) != 2 or min(value) < 1:
             raise RuntimeError(f"{op}: {name} must be two positive ints, got {list(value)}")
     for name, value in (("stride", stride), ("dilation", dilation), ("padding", padding)):
-        if max(value) > 2**31 - 1 or min(value) < 1 - 2**31:
+        if any(type(v) is int and abs(v) > 2**31 - 1 for v in value):  # symbolic ones are sizes, and guard nothing
             raise RuntimeError(f"{op}: {name} must not exceed {2**31 - 1}, got {list(value)}")
 
 
@@ -360,7 +360,7 @@ def depthwise_conv2d(
         raise TypeError(f"bias must be a tensor or None, got {type(bias).__name__}")
     stride, dilation = pair(stride, "stride"), pair(dilation, "dilation")
     if not isinstance(activation, str):
-        raise TypeError(f"activation must be a str, got {activation!r}")
+        raise TypeError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     dim = x.dim()

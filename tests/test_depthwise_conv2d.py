@@ -874,7 +874,7 @@ BAD = {  # arguments of the public function, exception, and what its text must n
     "dilated too far": ((X, W, None, 1, 0, (1, 3)), R, ["width", "6", "7", "empty"]),
     "empty image": ((X[:, :, :0], W), R, ["height", "0", "3", "empty"]),
     "activation unknown": ((X, W, None, 1, 0, 1, "gelu"), V, ["activation", "gelu", "none, relu, relu6, silu"]),
-    "activation none": ((X, W, None, 1, 0, 1, None), TypeError, ["activation", "None", "none, relu, relu6, silu, hardswish"]),
+    "activation none": ((X, W, None, 1, 0, 1, None), TypeError, ["activation", "None", "none, relu, relu6, silu"]),
 }  # fmt: skip
 
 

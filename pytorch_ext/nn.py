@@ -59,22 +59,60 @@ class _Depthwise(_ConvNd):
     activation: str = "none"  # on the class: a swapped module needs nothing that it did not have
     _packed: _Packed | None = None
 
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] | str = 0,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int | None = None,
+        bias: bool = True,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str = "none",
+    ) -> None:
+        if in_channels < 1 or out_channels < 1 or out_channels % in_channels:
+            raise ValueError(
+                f"out_channels must be a positive multiple of in_channels = {in_channels}, got {out_channels}"
+            )
+        if groups not in (None, in_channels):
+            raise ValueError(f"groups must be in_channels = {in_channels} in a depthwise convolution, got {groups}")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+        kernel_size, stride = self._sizes(kernel_size, "kernel_size"), self._sizes(stride, "stride")
+        dilation = self._sizes(dilation, "dilation")
+        own: Any = None  # a padding that nn.ConvNd does not know: (before, after) of each axis, or "same" with a stride
+        if isinstance(padding, (tuple, list)) and len(padding) != len(stride):
+            own = tuple(padding)
+        elif padding == "same" and max(stride) > 1:
+            own = padding
+        construct: Any = super().__init__  # nn.Conv2d's or nn.Conv1d's: mypy takes it for _ConvNd's
+        known, groups = padding if own is None else 0, in_channels
+        construct(
+            in_channels, out_channels, kernel_size, stride, known, dilation, groups, bias, padding_mode, device, dtype
+        )
+        if own is not None:
+            self.padding = own
+            self._reversed_padding_repeated_twice = _last_axis_first(own if isinstance(own, tuple) else ())
+        self.activation = activation
+        self._geometry(self.weight)  # for its errors
+
     def __setattr__(self, name: str, value) -> None:
         if name in _GEOMETRY:
             self.__dict__.pop("_packed", None)
         super().__setattr__(name, value)
 
-    def _finish(self, activation: str, padding=None) -> None:
-        """The rest of construction: activation, and a padding that nn.ConvNd's own constructor refuses."""
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-        self.activation = activation
-        if padding is not None:
-            self.padding = padding if isinstance(padding, str) else tuple(padding)
-            self._reversed_padding_repeated_twice = _last_axis_first(() if isinstance(padding, str) else self.padding)
+    @staticmethod
+    def _sizes(value, name: str) -> tuple[int, ...]:
+        """A positive int for each axis, from what `name` may be given as."""
+        raise NotImplementedError
 
     def _geometry(self, weight: Tensor) -> tuple[tuple, tuple | None, tuple]:
-        """stride, padding (None where it depends on the input) and dilation for the 2-D op."""
+        """stride, padding (None where it depends on the input) and dilation for the 2-D op; weight is [.., kh, kw]."""
         raise NotImplementedError
 
     def _padded(self, input: Tensor) -> Tensor:
@@ -149,13 +187,6 @@ def _last_axis_first(sides) -> list[int]:
     return [side for i in range(len(sides) - 2, -1, -2) for side in sides[i : i + 2]]
 
 
-def _check_channels(in_channels: int, out_channels: int, groups: int | None) -> None:
-    if in_channels < 1 or out_channels < 1 or out_channels % in_channels:
-        raise ValueError(f"out_channels must be a positive multiple of in_channels = {in_channels}, got {out_channels}")
-    if groups is not None and groups != in_channels:
-        raise ValueError(f"groups must be in_channels = {in_channels} in a depthwise convolution, got {groups}")
-
-
 class DepthwiseConv2d(_Depthwise, nn.Conv2d):
     """``nn.Conv2d(groups=in_channels)`` on this library's kernels, with an activation fused in.
 
@@ -179,44 +210,11 @@ class DepthwiseConv2d(_Depthwise, nn.Conv2d):
         ``[out_channels, 1, kh, kw]``, the bias ``[out_channels]``.
 
     Raises:
-        ValueError: channels, groups, padding, padding_mode or activation out of range.
+        TypeError: kernel_size, stride, padding or dilation of the wrong type.
+        ValueError: channels, sizes, groups, padding, padding_mode or activation out of range.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] | tuple[int, int, int, int] | str = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int | None = None,
-        bias: bool = True,
-        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        activation: str = "none",
-    ) -> None:
-        _check_channels(in_channels, out_channels, groups)
-        stride, dilation = _op.pair(stride, "stride"), _op.pair(dilation, "dilation")
-        own = (isinstance(padding, (tuple, list)) and len(padding) == 4) or (padding == "same" and stride != (1, 1))
-        known: Any = 0 if own else padding
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            known,
-            dilation,
-            in_channels,
-            bias,
-            padding_mode,
-            device,
-            dtype,
-        )
-        _padding4(padding, self.weight, self.weight, stride, dilation)  # for its errors
-        self._finish(activation, padding if own else None)
+    _sizes = staticmethod(_op.pair)
 
     def forward(self, input: Tensor) -> Tensor:
         packed = self._inference(input)
@@ -251,41 +249,11 @@ class DepthwiseConv1d(_Depthwise, nn.Conv1d):
         ``[out_channels, out_length]``; the weight is ``[out_channels, 1, k]``.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int],
-        stride: int | tuple[int] = 1,
-        padding: int | tuple[int] | tuple[int, int] | str = 0,
-        dilation: int | tuple[int] = 1,
-        groups: int | None = None,
-        bias: bool = True,
-        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        activation: str = "none",
-    ) -> None:
-        _check_channels(in_channels, out_channels, groups)
-        _op.pair(_single(stride), "stride"), _op.pair(_single(dilation), "dilation")
-        own = (isinstance(padding, (tuple, list)) and len(padding) > 1) or (padding == "same" and _single(stride) != 1)
-        known: Any = 0 if own else padding
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            known,
-            dilation,
-            in_channels,
-            bias,
-            padding_mode,
-            device,
-            dtype,
-        )
-        self._finish(activation, padding if own else None)
-        self._geometry(self.weight.unsqueeze(2))  # for its errors
+    @staticmethod
+    def _sizes(value, name: str) -> tuple[int, ...]:
+        if type(_single(value)) is not int:
+            raise TypeError(f"{name} must be an int, got {value!r}")
+        return _op.pair(_single(value), name)[:1]
 
     def forward(self, input: Tensor) -> Tensor:
         packed = self._inference(input)
@@ -309,10 +277,11 @@ class DepthwiseConv1d(_Depthwise, nn.Conv1d):
         padding = _single(self.padding)
         if padding == "same" and stride != (1, 1):
             return stride, None, dilation
-        if isinstance(padding, (tuple, list)) and len(padding) != 2:
-            raise ValueError(f"padding must be an int, (left, right), 'same' or 'valid', got {padding!r}")
         if not isinstance(padding, str):
-            padding = (0, 0, padding, padding) if isinstance(padding, int) else (0, 0, *padding)
+            sides = padding if isinstance(padding, (tuple, list)) else (padding, padding)
+            if len(sides) != 2:
+                raise ValueError(f"padding must be an int, (left, right), 'same' or 'valid', got {padding!r}")
+            padding = (0, 0, *sides)
         return stride, _padding4(padding, weight, weight, stride, dilation), dilation
 
 

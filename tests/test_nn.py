@@ -144,6 +144,8 @@ def test_four_paddings(mode):
         (lambda: DepthwiseConv2d(4, 6, 3), ["out_channels", "multiple of in_channels = 4", "6"]),
         (lambda: DepthwiseConv2d(0, 4, 3), ["out_channels", "in_channels = 0"]),
         (lambda: DepthwiseConv2d(4, 4, 3, groups=2), ["groups", "4", "2"]),
+        (lambda: DepthwiseConv2d(4, 4, 0), ["kernel_size", "positive", "0"]),
+        (lambda: DepthwiseConv2d(4, 4, (3, 3, 3)), ["kernel_size", "(3, 3, 3)", "pair"]),
         (lambda: DepthwiseConv2d(4, 4, 3, 0), ["stride", "positive", "0"]),
         (lambda: DepthwiseConv2d(4, 4, 3, dilation=-1), ["dilation", "positive", "-1"]),
         (lambda: DepthwiseConv2d(4, 4, 3, padding=-1), ["padding", "negative", "-1"]),
@@ -161,6 +163,23 @@ def test_four_paddings(mode):
 )
 def test_bad_construction(make, words):
     with pytest.raises(ValueError, match=words[0]) as caught:
+        make()
+    for word in words:
+        assert word in str(caught.value), caught.value
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: DepthwiseConv2d(4, 4, 1.5), ["kernel_size", "1.5", "pair of ints"]),
+        (lambda: DepthwiseConv2d(4, 4, 3, padding=1.5), ["padding", "1.5", "ints"]),
+        (lambda: DepthwiseConv1d(4, 4, (3, 3)), ["kernel_size", "(3, 3)", "an int"]),
+        (lambda: DepthwiseConv1d(4, 4, 3, (1, 2)), ["stride", "(1, 2)", "an int"]),
+        (lambda: DepthwiseConv1d(4, 4, 3, padding=1.5), ["padding", "1.5", "ints"]),
+    ],
+)
+def test_construction_with_a_wrong_type(make, words):
+    with pytest.raises(TypeError, match=words[0]) as caught:
         make()
     for word in words:
         assert word in str(caught.value), caught.value

@@ -23,8 +23,7 @@ dim3 grid_of(int64_t x, int64_t y = 1, int64_t z = 1) {
               static_cast<unsigned>(at_most(z, kMaxGridYZ)));
 }
 
-// --- which path
-// --------------------------------------------------------------------------------------------------------
+// --- which path ------------------------------------------------------------------------------------------------------
 enum class Path { kNchw, kNhwcWide, kNhwcPair, kGeneral };
 
 // Is every pixel of the tensor aligned to `vector` elements, counted in channels?
@@ -60,8 +59,7 @@ Path path_of(const Params& p) {
   return Path::kGeneral;
 }
 
-// --- from run-time numbers to template arguments
-// -----------------------------------------------------------------------
+// --- from run-time numbers to template arguments ---------------------------------------------------------------------
 template <class T>
 struct Type {
   using type = T;
@@ -104,8 +102,7 @@ void with_vector(Path path, F&& f) {
   f(Int<2>{});
 }
 
-// --- NCHW
-// --------------------------------------------------------------------------------------------------------------
+// --- NCHW ------------------------------------------------------------------------------------------------------------
 template <class Kernel>
 void launch_nchw(Kernel kernel, const Params& p, int64_t rows, int64_t columns, void* stream) {
   const NchwTiles tiles{static_cast<unsigned>(p.c * rows * columns), Divider(columns), Divider(rows)};
@@ -130,8 +127,7 @@ void backward_input_in_nchw(const Params& p, void* stream) {
   });
 }
 
-// --- NHWC
-// --------------------------------------------------------------------------------------------------------------
+// --- NHWC ------------------------------------------------------------------------------------------------------------
 struct NhwcBlocks {
   unsigned lanes, channels;  // of a block; blocks along the channels
 };
@@ -175,8 +171,7 @@ void backward_input_in_nhwc(const Params& p, Path path, void* stream) {
   });
 }
 
-// --- any
-// ---------------------------------------------------------------------------------------------------------------
+// --- any -------------------------------------------------------------------------------------------------------------
 GeneralTiles general_tiles(const Params& p, int64_t c, int64_t h, int64_t step, const Strides4& written) {
   return {p.n * c * h * step,
           step,
@@ -228,8 +223,7 @@ Params turned(const Params& p) {
   return q;
 }
 
-// --- dweight
-// -----------------------------------------------------------------------------------------------------------
+// --- dweight ---------------------------------------------------------------------------------------------------------
 constexpr int kWeightRows = 4, kWeightColumns = 4;  // outputs of a thread's tile: rows of NCHW, columns of NHWC
 constexpr int64_t kTargetBlocks = 1024;             // enough to fill any GPU a few times over
 constexpr int64_t kMaxSplits = 512;

@@ -14,8 +14,7 @@ using Params = DepthwiseConv2dParams;
 
 constexpr int kWarp = 32;
 
-// --- scalars: sums are float, but double for double
-// --------------------------------------------------------------------
+// --- scalars: sums are float, but double for double ------------------------------------------------------------------
 template <class T>
 using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
@@ -39,8 +38,7 @@ __device__ __forceinline__ void store(T* p, Sum<T> v) {
   narrow(v, *p);
 }
 
-// --- vectors of V channels, one memory access each
-// ---------------------------------------------------------------------
+// --- vectors of V channels, one memory access each -------------------------------------------------------------------
 template <int BYTES>
 struct Bits;
 template <>
@@ -87,8 +85,7 @@ __device__ __forceinline__ void store(T* p, const float (&v)[V]) {
   __stwb(reinterpret_cast<Word*>(p), word);  // an ordinary store of Word comes out in pieces of 4 bytes (nvcc 13.0)
 }
 
-// --- division by a number known at launch: a multiplication and a shift below 2^31, the real thing above
-// ---------------
+// --- division by a number known at launch: a multiplication and a shift below 2^31, the real thing above -------------
 struct Divider {
   int64_t divisor = 1;
   unsigned multiplier = 1, shift = 0;
@@ -123,8 +120,7 @@ __device__ __forceinline__ int split(unsigned& n, const Divider& by) {
   return static_cast<int>(r);
 }
 
-// --- activation: chosen once for all of a thread's outputs; NaN stays NaN
-// ----------------------------------------------
+// --- activation: chosen once for all of a thread's outputs; NaN stays NaN --------------------------------------------
 template <class A>
 __device__ __forceinline__ A clip6(A z) {
   return z < A(0) ? A(0) : z > A(6) ? A(6) : z;
@@ -154,8 +150,7 @@ __device__ __forceinline__ void activate(Activation activation, A (&z)[N]) {
   }
 }
 
-// --- sums over a block, in a fixed order
-// -------------------------------------------------------------------------------
+// --- sums over a block, in a fixed order -----------------------------------------------------------------------------
 __host__ __device__ constexpr int power_of_two(int n) {
   int p = 1;
   while (p < n) p *= 2;

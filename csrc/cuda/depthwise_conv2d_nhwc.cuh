@@ -41,9 +41,12 @@ struct NhwcWeights {
   }
 };
 
-// Copies the weights of channels [c0, c0 + channels) to shared memory, in the order in which memory holds them.
+// Copies the weights of the block's channels to shared memory, in the order in which memory holds them, and returns the
+// thread's first channel.
 template <class T, int K, int V>
-__device__ __forceinline__ void stage_weights(const Params& p, int64_t c0, int channels, NhwcWeights<K, V>& weights) {
+__device__ __forceinline__ int64_t stage_weights(const Params& p, NhwcWeights<K, V>& weights) {
+  const int64_t c0 = static_cast<int64_t>(blockIdx.y) * blockDim.x * V;
+  const int channels = static_cast<int>(p.c - c0 < blockDim.x * V ? p.c - c0 : blockDim.x * V);
   const T* weight = static_cast<const T*>(p.weight) + c0 * p.weight_c;
   const int thread = threadIdx.y * blockDim.x + threadIdx.x, threads = blockDim.x * blockDim.y;
   if (p.weight_c == 1) {
@@ -60,15 +63,14 @@ __device__ __forceinline__ void stage_weights(const Params& p, int64_t c0, int c
     }
   }
   __syncthreads();
+  return c0 + threadIdx.x * V;
 }
 
 // K x K taps, stride S, dilation 1, multiplier 1.
 template <class T, int K, int S, int V, int ROWS, int COLUMNS>
 __global__ void __launch_bounds__(kNhwcThreads, 1) forward_nhwc(const Params p, const NhwcTiles tiles) {
   __shared__ NhwcWeights<K, V> weights;
-  const int64_t c0 = static_cast<int64_t>(blockIdx.y) * blockDim.x * V, c = c0 + threadIdx.x * V;
-  const int channels = static_cast<int>(p.c - c0 < blockDim.x * V ? p.c - c0 : blockDim.x * V);
-  stage_weights<T>(p, c0, channels, weights);
+  const int64_t c = stage_weights<T>(p, weights);
   unsigned tile = blockIdx.x * blockDim.y + threadIdx.y;
   if (c >= p.c || tile >= tiles.count) return;
   const int row0 = split(tile, tiles.rows) * ROWS, column0 = static_cast<int>(tile) * COLUMNS;
@@ -131,9 +133,7 @@ template <class T, int K, int V, int PAIRS>
 __global__ void __launch_bounds__(kNhwcThreads, 1) backward_input_stride2_nhwc(const Params p, const NhwcTiles tiles) {
   constexpr int H = (K + 1) / 2;  // taps of the even parity; the odd one has one less
   __shared__ NhwcWeights<K, V> weights;
-  const int64_t c0 = static_cast<int64_t>(blockIdx.y) * blockDim.x * V, c = c0 + threadIdx.x * V;
-  const int channels = static_cast<int>(p.c - c0 < blockDim.x * V ? p.c - c0 : blockDim.x * V);
-  stage_weights<T>(p, c0, channels, weights);
+  const int64_t c = stage_weights<T>(p, weights);
   unsigned tile = blockIdx.x * blockDim.y + threadIdx.y;
   if (c >= p.c || tile >= tiles.count) return;
   const int top = static_cast<int>(p.padding_t), left = static_cast<int>(p.padding_l);

@@ -59,8 +59,9 @@ DepthwiseConv2dParams geometry(const char* op, int64_t ih, int64_t iw, int64_t k
 
 Strides4 strides_of(const View& v) { return {v.strides[0], v.strides[1], v.strides[2], v.strides[3]}; }
 
-void set_weight(DepthwiseConv2dParams& p, const View& weight) {
-  p.weight = weight.data;
+void set_tensors(DepthwiseConv2dParams& p, const View& x, const View& weight, const View& y) {
+  p.x = x.data, p.weight = weight.data, p.y = y.data;
+  p.x_strides = strides_of(x), p.y_strides = strides_of(y);
   p.weight_c = weight.strides[0], p.weight_h = weight.strides[2], p.weight_w = weight.strides[3];
 }
 
@@ -103,10 +104,7 @@ Tensor forward(const Tensor& x_, const Tensor& weight_, const std::optional<Tens
   }
   Tensor y_ = empty_nchw(x, n, c, p.oh, p.ow);
   if (n == 0) return y_;
-  const View y(y_);
-  p.x = x.data, p.y = y.data;
-  p.x_strides = strides_of(x), p.y_strides = strides_of(y);
-  set_weight(p, weight);
+  set_tensors(p, x, weight, View(y_));
   launch(x, p, machine::depthwise_conv2d_forward_workspace(p), machine::depthwise_conv2d_forward);
   return y_;
 }
@@ -130,10 +128,7 @@ Tensor backward_input(const Tensor& dy_, const Tensor& weight_, int64_t ih, int6
   p.n = n, p.c = c, p.multiplier = c / channels;
   Tensor dx_ = empty_nchw(dy, n, channels, ih, iw);
   if (n * ih * iw == 0) return dx_;
-  const View dx(dx_);
-  p.x = dx.data, p.y = dy.data;
-  p.x_strides = strides_of(dx), p.y_strides = strides_of(dy);
-  set_weight(p, weight);
+  set_tensors(p, View(dx_), weight, dy);
   launch(dy, p, machine::depthwise_conv2d_backward_input_workspace(p), machine::depthwise_conv2d_backward_input);
   return dx_;
 }
@@ -166,9 +161,7 @@ std::tuple<Tensor, Tensor> backward_weight(const Tensor& dy_, const Tensor& x_, 
     torch::stable::zero_(dbias_);
     return {dweight_, dbias_};
   }
-  p.x = x.data, p.y = dy.data;
-  p.x_strides = strides_of(x), p.y_strides = strides_of(dy);
-  set_weight(p, View(dweight_));
+  set_tensors(p, x, View(dweight_), dy);
   p.bias = View(dbias_).data;
   launch(x, p, machine::depthwise_conv2d_backward_weight_workspace(p), machine::depthwise_conv2d_backward_weight);
   return {dweight_, dbias_};

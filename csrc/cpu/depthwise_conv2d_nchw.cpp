@@ -1,6 +1,7 @@
 // Depthwise convolution, columns innermost, and any other strides: plane by plane.
 #include "depthwise_conv2d_nchw.h"
 
+#include "depthwise_conv2d_nchw_fixed.h"
 #include "depthwise_conv2d_nchw_weight.h"
 
 namespace lightkernels::cpu {
@@ -8,8 +9,31 @@ namespace {
 
 // --- columns innermost, and any other strides ---
 
+// At stride 1 the transposed convolution is a forward one, of dy with the turned kernel.
+DepthwiseConv2dParams turned(const DepthwiseConv2dParams& p) {
+  DepthwiseConv2dParams t = p;
+  t.x = p.y, t.x_strides = p.y_strides, t.ih = p.oh, t.iw = p.ow;
+  t.y = p.x, t.y_strides = p.x_strides, t.oh = p.ih, t.ow = p.iw;
+  t.padding_t = (p.kh - 1) * p.dilation_h - p.padding_t, t.padding_l = (p.kw - 1) * p.dilation_w - p.padding_l;
+  t.weight = static_cast<float*>(p.weight) + (p.kh - 1) * p.weight_h + (p.kw - 1) * p.weight_w;
+  t.weight_h = -p.weight_h, t.weight_w = -p.weight_w;
+  t.bias = nullptr, t.activation = Activation::kNone;
+  return t;
+}
+
+void forward_fixed(const DepthwiseConv2dParams& p, const Launch& launch) {
+  const int64_t planes = p.n * p.c;
+  launch.parallel(planes, grain_of(p, planes), [&](int64_t begin, int64_t end) { forward_fixed_nchw(p, begin, end); });
+}
+
 template <class E>
 void convolve_typed(const DepthwiseConv2dParams& p, bool transposed, const Launch& launch) {
+  if constexpr (std::is_same_v<E, float>) {
+    if (is_fixed_nchw(p) && !transposed) return forward_fixed(p, launch);
+    if (is_fixed_nchw(p) && p.stride_h == 1 && p.multiplier == 1 && p.ih > 0 && p.iw > 0) {
+      return forward_fixed(turned(p), launch);
+    }
+  }
   const Convolution conv(p, transposed);
   const int64_t phases_h = std::min(conv.phases_h(p), conv.oh), phases_w = std::min(conv.phases_w(p), conv.ow);
   auto plan_of = [&](int64_t phase) {

@@ -200,8 +200,8 @@ GEOMETRY = ["c", "ih", "iw", "oh", "ow", "x_c", "MULTIPLIER", "KH", "KW", "STRID
 
 def _fitting(configs, arguments, **constants):
     """Of the configs, those whose tile lies along the contiguous dimension, and is not far wider than the tensor."""
-    last = {**arguments, **constants}["CHANNELS_LAST"]
-    c, w = ({**arguments, **constants}[name] for name in ("c", "ow"))
+    arguments = {**arguments, **constants}
+    last, c, w = arguments["CHANNELS_LAST"], arguments["c"], arguments["ow"]
 
     def fits(config):
         block_c, block_w = config.kwargs["BLOCK_C"], config.kwargs["BLOCK_W"]
@@ -259,14 +259,17 @@ def _geometry(x: Tensor, weight: Tensor, y: Tensor, stride, dilation) -> dict:
     }
 
 
-def _launch(kernel, x, weight, y, tensors, c, h, w, tiles, stride, padding, dilation, written, **constants) -> None:
-    """Starts a program for each tile of [n, c, h, w], times `tiles`."""
+def _launch(kernel, tensors, written: Tensor, step, stride, padding, dilation, **constants) -> None:
+    """Starts a program for each tile of `written`, whose pixels are `step` (rows, columns) apart."""
+    x, weight, *_, y = tensors
+    n, c, *size = written.shape
+    h, w = (triton.cdiv(pixels, apart) for pixels, apart in zip(size, step))
     last = _channels_last(written)
     fixed = blocks(c, h, w, last, 2048) if INTERPRETED else {}
 
     def grid(meta):
         per_image = triton.cdiv(c, meta["BLOCK_C"]) * triton.cdiv(h, meta["BLOCK_H"]) * triton.cdiv(w, meta["BLOCK_W"])
-        return (x.shape[0] * per_image * tiles,)
+        return (n * per_image * step[0] * step[1],)
 
     with _device_of(x):
         kernel[grid](
@@ -282,9 +285,7 @@ def depthwise_conv2d(x, weight, bias, stride, padding, dilation, activation) -> 
     if y.numel() == 0:
         return y
     bias = None if bias is None else bias.contiguous()
-    _, c, oh, ow = y.shape
-    tensors = (x, weight, bias, y)
-    _launch(_forward, x, weight, y, tensors, c, oh, ow, 1, stride, padding, dilation, y, ACTIVATION=activation)
+    _launch(_forward, (x, weight, bias, y), y, (1, 1), stride, padding, dilation, ACTIVATION=activation)
     return y
 
 
@@ -292,11 +293,7 @@ def depthwise_conv2d_backward_input(dy, weight, ih, iw, channels, stride, paddin
     dx = _backward_input_fake(dy, weight, ih, iw, channels, stride, padding, dilation)
     if dx.numel() == 0:
         return dx
-    h, w = triton.cdiv(ih, stride[0]), triton.cdiv(iw, stride[1])
-    tensors = (dx, weight, dy)
-    _launch(
-        _backward_input, dx, weight, dy, tensors, channels, h, w, stride[0] * stride[1], stride, padding, dilation, dx
-    )
+    _launch(_backward_input, (dx, weight, dy), dx, stride, stride, padding, dilation)
     return dx
 
 

@@ -3,6 +3,7 @@
 The tests judge whatever answers for the CPU here: the compiled library, or the reference where none is built.
 """
 
+import contextlib
 import csv
 import gc
 import itertools
@@ -883,16 +884,18 @@ def assert_names(error: BaseException, words) -> None:
         assert word in str(error), f"{word!r} is not in: {error}"
 
 
-@pytest.mark.parametrize("implementation", ["default", "reference"])
+@pytest.fixture(params=["default", "reference"])
+def implementation(request):
+    with contextlib.nullcontext() if request.param == "default" else pytorch_ext.use(request.param):
+        yield
+
+
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input(name, implementation):
+@pytest.mark.usefixtures("implementation")
+def test_bad_input(name):
     args, exception, words = BAD[name]
-    if implementation == "reference":
-        with pytorch_ext.use("reference"), pytest.raises(exception) as caught:
-            depthwise_conv2d(*args)
-    else:
-        with pytest.raises(exception) as caught:
-            depthwise_conv2d(*args)
+    with pytest.raises(exception) as caught:
+        depthwise_conv2d(*args)
     assert type(caught.value) is exception
     assert_names(caught.value, words)
 
@@ -934,16 +937,12 @@ BAD_RAW = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("implementation", ["default", "reference"])
 @pytest.mark.parametrize("name", BAD_RAW)
-def test_bad_input_of_the_raw_ops(name, implementation):
+@pytest.mark.usefixtures("implementation")
+def test_bad_input_of_the_raw_ops(name):
     op, args, words = BAD_RAW[name]
-    if implementation == "reference":
-        with pytorch_ext.use("reference"), pytest.raises(RuntimeError) as caught:
-            op(*args)
-    else:
-        with pytest.raises(RuntimeError) as caught:
-            op(*args)
+    with pytest.raises(RuntimeError) as caught:
+        op(*args)
     assert_names(caught.value, words)
 
 

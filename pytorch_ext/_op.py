@@ -1,4 +1,4 @@
-"""How an op enters torch: schema, fake, derivative, vmap, autocast, and which implementation answers on which device.
+"""How an op enters torch: schema, fake, derivative, vmap, autocast, FLOPs, and which implementation answers where.
 
 Every op family lives in `ops/<family>.py`. A compiled library (`_load.py`) registers itself with the dispatcher; what
 is written here are the two others, Triton's `kernels/<family>.py` and the reference, and `use()`, which forces one.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.abc
 import importlib.util
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -34,6 +36,7 @@ class Op:
     name: str  # as in torch.ops.pytorch_ext.<name>
     family: str  # the module of pytorch_ext.ops, and of pytorch_ext.kernels, that holds it
     reference: Callable
+    flops: Callable
 
     def triton(self, *args):
         """Triton's implementation, imported at the first call: importing the library never imports Triton."""
@@ -51,10 +54,14 @@ def register(
     setup_context: Callable,
     backward: Callable,
     vmap: Callable,
+    flops: Callable,
     autocast: bool = False,
 ):
-    """Defines `schema` in torch.ops.pytorch_ext and returns a function that calls it."""
-    op = Op(schema.split("(")[0], reference.__module__.rsplit(".", 1)[-1], reference)
+    """Defines `schema` in torch.ops.pytorch_ext and returns a function that calls it.
+
+    `flops` takes the op's arguments, shapes in place of tensors, and `out_shape`, as register_flop_formula says.
+    """
+    op = Op(schema.split("(")[0], reference.__module__.rsplit(".", 1)[-1], reference, flops)
     qualified = f"{NAMESPACE}::{op.name}"
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(op.name, reference, "CompositeExplicitAutograd")
@@ -68,6 +75,8 @@ def register(
         for device in ("CPU", "CUDA"):
             _library.impl(op.name, _autocast(overload, device), f"Autocast{device}")
     OPS[op.name] = op
+    if counter := sys.modules.get(_FLOP_COUNTER):
+        _count(op, counter)
     transformable: Any = type(
         op.name,
         (torch.autograd.Function,),
@@ -111,12 +120,43 @@ def _autocast(overload, device: str) -> Callable:
     return call
 
 
+# --- FLOPs ------------------------------------------------------------------------------------------------------------
+_FLOP_COUNTER = "torch.utils.flop_counter"
+
+
+def _count(op: Op, counter: Any) -> None:
+    counter.register_flop_formula(getattr(getattr(torch.ops, NAMESPACE), op.name))(op.flops)
+
+
+class _OnFlopCounter(importlib.abc.MetaPathFinder):
+    """Tells torch's FLOP counter of our ops when somebody imports it: to import it here would be to import Triton."""
+
+    def find_spec(self, name, path, target=None):
+        if name != _FLOP_COUNTER:
+            return None
+        sys.meta_path.remove(self)  # once, and the search that follows must not end here again
+        spec: Any = importlib.util.find_spec(name)
+        execute = spec.loader.exec_module
+
+        def execute_and_count(module):
+            execute(module)
+            for op in OPS.values():
+                _count(op, module)
+
+        spec.loader.exec_module = execute_and_count
+        return spec
+
+
+if _FLOP_COUNTER not in sys.modules:
+    sys.meta_path.insert(0, _OnFlopCounter())
+
+
+# --- choosing an implementation ---------------------------------------------------------------------------------------
 def triton_missing() -> str | None:
     """Why Triton cannot be used, or None."""
     return None if importlib.util.find_spec("triton") else "triton is not installed"
 
 
-# --- choosing an implementation ---------------------------------------------------------------------------------------
 _forced: list[list[str]] = []
 _override: torch.library.Library | None = None
 _lock = threading.RLock()

@@ -20,6 +20,7 @@ from bounds import assert_exact, assert_linear, assert_nonlinear
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils import flop_counter
 
 import pytorch_ext
 from pytorch_ext import _load, depthwise_conv1d, depthwise_conv2d
@@ -750,6 +751,45 @@ def test_func_transforms():
     y, pull = torch.func.vjp(f, x, w)
     for a, b in zip(pull(torch.ones_like(y)), torch.func.vjp(t, x, w)[1](torch.ones_like(y))):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("co", [6, 12])
+@pytest.mark.parametrize("geometry", [Geometry(), Geometry((2, 1), (1, 1, 2, 2), (1, 2))], ids=str)
+def test_flops_are_those_of_torchs_convolutions(geometry, co):
+    """A channel at a time: torch counts the weight's gradient of grouped convolutions as if they were dense (2.13)."""
+    x, w, b = (torch.randn(*shape, requires_grad=True) for shape in ((2, 6, 9, 8), (co, 1, 3, 5), (co,)))
+    (stride, (top, _, left, _), dilation), m = geometry, co // 6
+    forward, backward = flop_counter.FlopCounterMode(display=False), flop_counter.FlopCounterMode(display=False)
+    with forward:
+        y = FORWARD(x, w, b, *geometry, "none")
+    with backward:
+        y.sum().backward()
+    expected_forward, expected_backward = 0, 0
+    for i in range(6):
+        conv = flop_counter.FlopCounterMode(display=False)
+        with conv:
+            y = F.conv2d(x[:, i : i + 1], w[m * i : m * i + m], b[m * i : m * i + m], stride, (top, left), dilation)
+        expected_forward += conv.get_total_flops()
+        with conv:
+            y.sum().backward()
+        expected_backward += conv.get_total_flops()
+    assert forward.get_flop_counts()["Global"] == {OPS.depthwise_conv2d: expected_forward}
+    assert backward.get_total_flops() == expected_backward == 2 * expected_forward
+    with flop_counter.FlopCounterMode(display=False) as whole:
+        F.conv2d(x, w, b, stride, (top, left), dilation, groups=6)
+    assert whole.get_total_flops() == expected_forward
+
+
+@pytest.mark.parametrize("wanted", ["x", "weight"])
+def test_flops_of_each_backward_op(wanted):
+    x = torch.randn(2, 6, 9, 8, requires_grad=wanted == "x")
+    w = torch.randn(12, 1, 3, 5, requires_grad=wanted == "weight")
+    with flop_counter.FlopCounterMode(display=False) as forward:
+        y = depthwise_conv2d(x, w, activation="silu")
+    with flop_counter.FlopCounterMode(display=False) as backward:
+        y.sum().backward()
+    # silu's derivative takes what silu was given, which is computed again
+    assert backward.get_total_flops() == 2 * forward.get_total_flops() > 0
 
 
 def test_double_backward_in_float32_and_channels_last():

@@ -90,6 +90,20 @@ def test_import_leaves_triton_alone(tmp_path):
     assert not value_of("'triton' in __import__('sys').modules", tmp_path)
 
 
+@pytest.mark.parametrize("first", ["pytorch_ext", "torch.utils.flop_counter"])
+@pytest.mark.parametrize("triton", ["", "sys.modules['triton'] = None; "], ids=["as it is", "no triton"])
+def test_flop_counter_knows_our_ops_whichever_is_imported_first(first, triton, tmp_path):
+    second = {"pytorch_ext", "torch.utils.flop_counter"} - {first}
+    code = f"""
+import sys; {triton}import {first}, {second.pop()}, pytorch_ext._op
+ops = [getattr(torch.ops.pytorch_ext, name) for name in pytorch_ext._op.OPS]
+assert ops and all(op in torch.utils.flop_counter.flop_registry for op in ops)
+assert not any("flop" in type(finder).__name__.lower() for finder in sys.meta_path)
+"""
+    result = run("-c", "import torch\n" + code, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize("name", ["_cpu_base.so", "_cuda.so"])
 def test_a_corrupt_library_is_an_import_error_that_names_it(bare, name):
     (bare / "pytorch_ext" / name).write_bytes(b"not a shared library")

@@ -5,6 +5,8 @@ y[n, c, i, j] = act(b[c] + sum_{u, v} w[c, 0, u, v] * x[n, c // m, i*s_h + u*d_h
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -255,6 +257,19 @@ def _backward_weight_vmap(info, in_dims, dy, x, *rest):
     return (dw.unflatten(0, (b, -1)), db.unflatten(0, (b, -1))), (0, 0)
 
 
+# --- FLOPs: two for each multiply-add, those on padding too, as torch counts convolutions -----------------------------
+def _forward_flops(x, weight, *_, out_shape):
+    return 2 * prod(out_shape) * prod(weight[2:])
+
+
+def _backward_input_flops(dy, weight, *_, out_shape):
+    return 2 * prod(dy) * prod(weight[2:])
+
+
+def _backward_weight_flops(dy, x, kh, kw, *_, out_shape):
+    return 2 * prod(dy) * kh * kw
+
+
 # --- registration -----------------------------------------------------------------------------------------------------
 forward = _op.register(
     f"depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, {GEOMETRY}, str activation) -> Tensor",
@@ -263,6 +278,7 @@ forward = _op.register(
     setup_context=_forward_setup,
     backward=_forward_backward,
     vmap=_forward_vmap,
+    flops=_forward_flops,
     autocast=True,
 )
 backward_input = _op.register(
@@ -273,6 +289,7 @@ backward_input = _op.register(
     setup_context=_backward_input_setup,
     backward=_backward_input_backward,
     vmap=_backward_input_vmap,
+    flops=_backward_input_flops,
 )
 backward_weight = _op.register(
     f"depthwise_conv2d_backward_weight(Tensor dy, Tensor x, SymInt kh, SymInt kw, {GEOMETRY}) "
@@ -282,6 +299,7 @@ backward_weight = _op.register(
     setup_context=_backward_weight_setup,
     backward=_backward_weight_backward,
     vmap=_backward_weight_vmap,
+    flops=_backward_weight_flops,
 )
 
 

@@ -6,9 +6,10 @@ import argparse
 import datetime
 import importlib
 import json
+import operator
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -146,7 +147,8 @@ def result_table(rows: list[dict]) -> Table:
     """One table for rows that share op, set, batch and direction."""
     first = rows[0]
     names = [name for name in NAMES if any(name in row["providers"] for row in rows)]
-    unit, scale = ("ms", 1e-3) if max(_us(row, n) for row in rows for n in row["providers"]) > 3e4 else ("µs", 1.0)
+    longest = max(report.median(row, name) for row in rows for name in row["providers"])
+    unit, scale = ("ms", 1e-3) if longest > 3e4 else ("µs", 1.0)
     table = Table(
         title=f"{first['op']} · {first['set']} · batch {first['batch']} · {DIRECTIONS[first['direction']]} · {unit}",
         title_justify="left",
@@ -155,17 +157,10 @@ def result_table(rows: list[dict]) -> Table:
     for name in (*(NAMES[name] for name in names), "floor", "ours / floor", "NCHW", "cl", "best", "noise"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        cells = [_number(_us(row, name) * scale) if name in row["providers"] else "–" for name in names]
-        floor, over = (
-            row["floor"],
-            [
-                row["providers"][n]["over_floor"]["median"]
-                for n in ("ours", "ours_cl")
-                if "over_floor" in row["providers"].get(n, {})
-            ],
-        )
+        cells = [_number(report.median(row, name) * scale) if name in row["providers"] else "–" for name in names]
+        floor, over = row["floor"], report.over_floor(row, "ours", "ours_cl")
         cells.append(f"{_number(floor['us'] * scale)} {floor['binds'][0].upper()}" if floor else "?")
-        cells.append(f"{min(over):.2f}" if over else "–")
+        cells.append(f"{over:.2f}" if over else "–")
         cells += [_speedup(row["speedup"].get(key)) for key in ("nchw", "channels_last", "best")]
         cells.append(f"{max((p['noise'] for p in row['providers'].values()), default=0):.0%}")
         wrong = f" [red]refused: {', '.join(row['wrong'])}[/]" if row["wrong"] else ""
@@ -182,10 +177,6 @@ def result_table(rows: list[dict]) -> Table:
     return table
 
 
-def _us(row: dict, name: str) -> float:
-    return row["providers"][name]["us"]["median"]
-
-
 def _number(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
@@ -197,18 +188,11 @@ def _speedup(figures: dict | None) -> str:
     return f"[{colour}]{figures['median']:.2f}x[/]"
 
 
-def groups(rows: list[dict]) -> Iterator[list[dict]]:
-    """Rows of one table, in the order of their first."""
-    together: dict[tuple, list[dict]] = {}
-    for row in rows:
-        together.setdefault(tuple(row[key] for key in report.GROUP), []).append(row)
-    yield from together.values()
-
-
 # --- the job ----------------------------------------------------------------------------------------------------------
 def run(console: Console, subjects: list[Case], options: Options, save: Callable[[list[dict]], object]) -> list[dict]:
     """Measures the cases; a table appears, and the rows so far are saved, as soon as its last row is there."""
     rows: list[dict] = []
+    key_of = operator.attrgetter(*report.GROUP)
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -225,9 +209,9 @@ def run(console: Console, subjects: list[Case], options: Options, save: Callable
             rows.append(measure(case, options))
             give_back_pages()
             progress.advance(task)
-            key = [getattr(case, name) for name in report.GROUP]
-            if i + 1 == len(subjects) or [getattr(subjects[i + 1], name) for name in report.GROUP] != key:
-                group = [row for row in rows if [row[name] for name in report.GROUP] == key]
+            key = key_of(case)
+            if i + 1 == len(subjects) or key_of(subjects[i + 1]) != key:
+                group = report.groups(rows)[key]
                 console.print(result_table(group))
                 save(rows)
                 for provider, reason in sorted({item for row in group for item in row["skipped"].items()}):

@@ -113,13 +113,18 @@ def over_floor(row: dict, *names: str) -> float | None:
     return min(found, default=None)
 
 
+def groups(rows: list[dict]) -> dict[tuple, list[dict]]:
+    """The rows of each chart and table, in the order of their first."""
+    together: dict[tuple, list[dict]] = {}
+    for row in rows:
+        together.setdefault(tuple(row[key] for key in GROUP), []).append(row)
+    return together
+
+
 def markdown(results: dict, names: dict[str, str]) -> str:
     """The rows as Markdown tables, one for each group: what README.md and docs/measured.md quote."""
     lines: list[str] = []
-    groups: dict[tuple, list[dict]] = {}
-    for row in results["rows"]:
-        groups.setdefault(tuple(row[key] for key in GROUP), []).append(row)
-    for (op, set_, batch, direction), rows in groups.items():
+    for (op, set_, batch, direction), rows in groups(results["rows"]).items():
         present = [name for name in names if any(name in row["providers"] for row in rows)]
         speedups = [
             key
@@ -181,9 +186,8 @@ def speedup_chart(rows: list[dict]) -> str:
     found = [row["speedup"][key] for row in rows for key, _, _ in SPEEDUPS if key in row["speedup"]]
     if not found:
         return ""
-    low = min(0.5, *(f["q1"] * 0.95 for f in found))
-    scale = _log_scale(low, max(4.0, *(f["q3"] * 1.1 for f in found)))
-    high = max(4.0, *(f["q3"] * 1.1 for f in found))
+    low, high = min(0.5, *(f["q1"] * 0.95 for f in found)), max(4.0, *(f["q3"] * 1.1 for f in found))
+    scale = _log_scale(low, high)
     step, bar = 30, 10
     height = len(rows) * step + 32
     parts = [_frame(height, scale, _ticks(low, high), "×")]
@@ -379,11 +383,8 @@ def _table(rows: list[dict]) -> str:
 
 
 def _sections(rows: list[dict]) -> str:
-    together: dict[tuple, list[dict]] = {}
-    for row in rows:
-        together.setdefault(tuple(row[key] for key in GROUP), []).append(row)
     parts, op = [], None
-    for (name, set_, batch, direction), group in together.items():
+    for (name, set_, batch, direction), group in groups(rows).items():
         if name != op:
             parts.append(f"<h2>{escape('Networks' if name == 'models' else name)}</h2>")
             op = name

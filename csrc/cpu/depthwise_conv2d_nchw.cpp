@@ -21,17 +21,12 @@ DepthwiseConv2dParams turned(const DepthwiseConv2dParams& p) {
   return t;
 }
 
-void forward_fixed(const DepthwiseConv2dParams& p, const Launch& launch) {
-  const int64_t planes = p.n * p.c;
-  launch.parallel(planes, grain_of(p, planes), [&](int64_t begin, int64_t end) { forward_fixed_nchw(p, begin, end); });
-}
-
 template <class E>
 void convolve_typed(const DepthwiseConv2dParams& p, bool transposed, const Launch& launch) {
   if constexpr (std::is_same_v<E, float>) {
-    if (is_fixed_nchw(p) && !transposed) return forward_fixed(p, launch);
+    if (is_fixed_nchw(p) && !transposed) return forward_fixed_nchw(p, launch);
     if (is_fixed_nchw(p) && p.stride_h == 1 && p.multiplier == 1 && p.ih > 0 && p.iw > 0) {
-      return forward_fixed(turned(p), launch);
+      return forward_fixed_nchw(turned(p), launch);
     }
   }
   const Convolution conv(p, transposed);

@@ -25,8 +25,9 @@ template <class E>
 void convolve_typed(const DepthwiseConv2dParams& p, bool transposed, const Launch& launch) {
   if constexpr (std::is_same_v<E, float>) {
     if (is_fixed_nchw(p) && !transposed) return forward_fixed_nchw(p, launch);
-    if (is_fixed_nchw(p) && p.stride_h == 1 && p.multiplier == 1 && p.ih > 0 && p.iw > 0) {
-      return forward_fixed_nchw(turned(p), launch);
+    if (is_fixed_nchw(p) && p.multiplier == 1 && p.ih > 0 && p.iw > 0) {
+      if (p.stride_h == 1) return forward_fixed_nchw(turned(p), launch);
+      return backward_input_fixed_nchw(p, launch);
     }
   }
   const Convolution conv(p, transposed);
@@ -73,6 +74,9 @@ void convolve_typed(const DepthwiseConv2dParams& p, bool transposed, const Launc
 
 template <class E>
 void backward_weight_typed(const DepthwiseConv2dParams& p, const Launch& launch) {
+  if constexpr (std::is_same_v<E, float>) {
+    if (is_fixed_nchw(p)) return backward_weight_fixed_nchw(p, launch);
+  }
   using A = Acc<E>;
   const int64_t taps = p.kh * p.kw;
   const Axis h = forward_axis(p.kh, p.stride_h, p.padding_t, p.dilation_h);

@@ -104,14 +104,13 @@ LIGHTKERNELS_INLINE void tile_fixed(const BandNchw<float>& b, const WeightsNchw<
     unroll<R>(LIGHTKERNELS_LAMBDA(auto i) { sums[i] = z[i]; });
   }
   float* y = b.y + strip.o;
-  if (ow >= L) {
+  if (kColumns || ow >= L) {
     unroll<R>(LIGHTKERNELS_LAMBDA(auto i) {
       if (kRows || i < b.rows) store<L>(y + i * b.y_h, clamp(sums[i], low, high));
     });
   } else {
-    const LaneRange<L> exist(0, ow);
     unroll<R>(LIGHTKERNELS_LAMBDA(auto i) {
-      if (i < b.rows) exist.store(y + i * b.y_h, clamp(sums[i], low, high));
+      if (i < b.rows) strip.outputs.store(y + i * b.y_h, clamp(sums[i], low, high));
     });
   }
 }
@@ -119,9 +118,8 @@ LIGHTKERNELS_INLINE void tile_fixed(const BandNchw<float>& b, const WeightsNchw<
 // One grid (all there is without dilation) of one plane.
 template <int K, int S, int R, int L>
 LIGHTKERNELS_INLINE void plane_fixed(const DepthwiseConv2dParams& p, const GridAxis& h, const float* x, float* y,
-                                     const Strip<K, S, L>& first, float bias, const Clip<float>& clip,
+                                     Strips<K, S, L, false>& strips, float bias, const Clip<float>& clip,
                                      BandNchw<float>& b) {
-  Strip<K, S, L> strip;
   const WeightsNchw<K, L> weights(b);
   // The last band and the last strip slide back to the plane's end.
   for (int64_t row = 0;; row = std::min(row + R, h.out - R)) {
@@ -129,18 +127,15 @@ LIGHTKERNELS_INLINE void plane_fixed(const DepthwiseConv2dParams& p, const GridA
     b.x = x + ih * b.x_h, b.y = y + row * b.y_h, b.rows = std::min<int64_t>(R, h.out - row);
     b.row_begin = -ih, b.row_end = h.in - ih;
     const bool rows_inside = b.row_begin <= 0 && b.row_end >= (R - 1) * S + K && b.rows == R;
-    for (int64_t o = 0;; o = std::min(o + L, p.ow - L)) {
-      if (o != 0) strip.set(o, p.padding_l, p.dilation_w, p.iw, 0, L);
-      const Strip<K, S, L>& at = o ? strip : first;
-      if (rows_inside && at.inside) {
-        tile_fixed<K, S, R, L, true, true>(b, weights, at, p.ow, bias, p.activation, clip);
+    strips.each(LIGHTKERNELS_LAMBDA(const Strip<K, S, L>& strip) {
+      if (rows_inside && strip.inside) {
+        tile_fixed<K, S, R, L, true, true>(b, weights, strip, p.ow, bias, p.activation, clip);
       } else if (rows_inside) {
-        tile_fixed<K, S, R, L, true, false>(b, weights, at, p.ow, bias, p.activation, clip);
+        tile_fixed<K, S, R, L, true, false>(b, weights, strip, p.ow, bias, p.activation, clip);
       } else {
-        tile_fixed<K, S, R, L, false, false>(b, weights, at, p.ow, bias, p.activation, clip);
+        tile_fixed<K, S, R, L, false, false>(b, weights, strip, p.ow, bias, p.activation, clip);
       }
-      if (o + L >= p.ow) break;
-    }
+    });
     if (row + R >= h.out) break;
   }
 }
@@ -149,8 +144,7 @@ LIGHTKERNELS_INLINE void plane_fixed(const DepthwiseConv2dParams& p, const GridA
 template <int K, int S, int R, int L>
 [[gnu::noinline]] void planes_fixed(const DepthwiseConv2dParams& p, int64_t begin, int64_t end) {
   const Clip<float> clip(p.activation);
-  Strip<K, S, L> first;
-  first.set(0, p.padding_l, p.dilation_w, p.iw, 0, L);
+  Strips<K, S, L, false> strips(p);
   BandNchw<float> b;
   b.x_h = p.x_strides.h * p.dilation_h, b.y_h = p.y_strides.h * p.dilation_h, b.dilation = p.dilation_w;
   b.w_h = p.weight_h, b.w_w = p.weight_w;
@@ -162,7 +156,7 @@ template <int K, int S, int R, int L>
                        h.in_first * p.x_strides.h - p.padding_l;
       float* y = static_cast<float*>(p.y) + at.n * p.y_strides.n + at.c * p.y_strides.c + phase * p.y_strides.h;
       const float bias = p.bias ? static_cast<const float*>(p.bias)[at.c] : 0.0f;
-      plane_fixed<K, S, R, L>(p, h, x, y, first, bias, clip, b);
+      plane_fixed<K, S, R, L>(p, h, x, y, strips, bias, clip, b);
     }
   }
 }

@@ -20,20 +20,49 @@ template <int K, int S, int L>
 struct Strip {
   static constexpr int kLoads = (K + S - 1) / S * S;
   int64_t o;
-  bool inside;  // all lanes of all loads
-  LaneRange<L> lanes[kLoads];
+  bool inside;                 // all lanes of all loads, and all outputs
+  bool whole = false;          // are the ranges below those of such a strip, as neighbours mostly are?
+  LaneRange<L> outputs;        // that exist and are not another strip's
+  LaneRange<L> lanes[kLoads];  // of inputs of these outputs
 
-  // Only lanes [begin, end) count.
+  // Outputs begin .. end - 1 of the L count.
   void set(int64_t column, int64_t padding, int64_t dilation, int64_t iw, int64_t begin, int64_t end) {
     o = column;
     const int64_t first = o * S - padding;
     inside = begin <= 0 && end >= L && first >= 0 && first + (kLoads - S) * dilation + S * L <= iw;
+    if (inside && whole) return;
+    whole = inside;
+    outputs = LaneRange<L>(begin, end);
     for (int load = 0; load < kLoads; ++load) {
-      const int64_t at = first + load / S * S * dilation + load % S * L;
-      const int64_t from = load % S * L;
-      lanes[load] = LaneRange<L>(std::max(-at, S * begin - from), std::min(iw - at, S * end + 1 - from));
+      const int64_t from = load % S * L, at = first + load / S * S * dilation + from;
+      lanes[load] = LaneRange<L>(std::max(-at, S * begin - from), std::min(iw - at, S * end - from));
     }
   }
+};
+
+// The strips of a plane. The last one slides back to the row's end; kOnce: without the outputs of the one before it.
+template <int K, int S, int L, bool kOnce>
+class Strips {
+ public:
+  explicit Strips(const DepthwiseConv2dParams& p)
+      : padding_(p.padding_l), dilation_(p.dilation_w), iw_(p.iw), ow_(p.ow), last_column_(p.ow - L) {
+    first_.set(0, padding_, dilation_, iw_, 0, ow_);
+    if (ow_ > L) last_.set(last_column_, padding_, dilation_, iw_, kOnce ? (L - ow_ % L) % L : 0, L);
+  }
+
+  // f(strip) for every strip.
+  template <class F>
+  LIGHTKERNELS_INLINE void each(F&& f) {
+    for (int64_t o = 0;; o = std::min(o + L, last_column_)) {
+      if (o > 0 && o < last_column_) middle_.set(o, padding_, dilation_, iw_, 0, L);
+      f(o == 0 ? first_ : o < last_column_ ? middle_ : last_);
+      if (o + L >= ow_) return;
+    }
+  }
+
+ private:
+  int64_t padding_, dilation_, iw_, ow_, last_column_;
+  Strip<K, S, L> first_, middle_, last_;
 };
 
 // The vectors that taps v .. v + N - 1 (N <= S) meet in row r of a band.
@@ -112,5 +141,9 @@ void with_lanes(int64_t columns, F&& f) {
 
 // y from x, weight, bias. The weight may have any strides, negative ones included.
 void forward_fixed_nchw(const DepthwiseConv2dParams& p, const Launch& launch);
+// x from y and weight, at stride 2 and multiplier 1 (at stride 1 it is a forward convolution).
+void backward_input_fixed_nchw(const DepthwiseConv2dParams& p, const Launch& launch);
+// weight and, if not null, bias from x and y.
+void backward_weight_fixed_nchw(const DepthwiseConv2dParams& p, const Launch& launch);
 
 }  // namespace lightkernels::cpu

@@ -360,6 +360,27 @@ LIGHTKERNELS_INLINE auto sum(V v) {
   return s;
 }
 
+// Of each block of B lanes, the first half from a and the second from b: the first halves of their blocks, the second.
+template <int B>
+struct FirstHalves {
+  static constexpr int at(int i, int lanes) { return i % B < B / 2 ? i : lanes + i - B / 2; }
+};
+template <int B>
+struct SecondHalves {
+  static constexpr int at(int i, int lanes) { return i % B < B / 2 ? i + B / 2 : lanes + i; }
+};
+
+// Lane i of the result is the sum of v[i]: a third of the instructions of L sums of their own.
+template <int L, int B = L>
+LIGHTKERNELS_INLINE Vec<float, L> sum_each(Vec<float, L> (&v)[L]) {
+  unroll<B / 2>(LIGHTKERNELS_LAMBDA(auto i) {
+    v[i] =
+        shuffle<FirstHalves<B>, L, float>(v[i], v[i + B / 2]) + shuffle<SecondHalves<B>, L, float>(v[i], v[i + B / 2]);
+  });
+  if constexpr (B > 2) return sum_each<L, B / 2>(v);
+  return v[0];
+}
+
 // Tells the compiler that v is changed here, so that it is loaded once and not read from memory at each use.
 template <class V>
 LIGHTKERNELS_INLINE void keep_in_register(V& v) {

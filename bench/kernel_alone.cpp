@@ -2,8 +2,9 @@
 // tuning.
 //
 // make kernel-alone [ISA=avx512|avx2|base] [ARGS="batch filter layout pass"]
-//   layout: nhwc | nchw; pass: forward | backward_input | backward_weight. One thread; medians of 25 samples, each
-//   beside a memcpy of as many bytes (x and y together) and the same multiply-adds at the peak of csrc/cpu/machine.cpp.
+//   layout: nhwc | nchw; pass: forward | backward | backward_input | backward_weight. One thread; medians of 25
+//   samples, each beside a memcpy of as many bytes (x and y together) and the same multiply-adds at the peak of
+//   csrc/cpu/machine.cpp.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -80,7 +81,7 @@ int main(int argc, char** argv) {
     const int64_t x_count = n * l.c * l.size * l.size, y_count = n * l.c * out * out, w_count = l.c * l.k * l.k;
     float *x = filled(x_count, 13), *y = filled(y_count, 7), *w = filled(w_count, 5), *b = filled(l.c, 3);
     DepthwiseConv2dParams p{};
-    const bool forward = pass == "forward", input = pass == "backward_input";
+    const bool forward = pass == "forward", input = pass == "backward_input", both = pass == "backward";
     p.x = x, p.y = y, p.weight = w, p.bias = input ? nullptr : b, p.dtype = DType::kFloat32;
     p.activation = forward ? Activation::kRelu6 : Activation::kNone;
     p.n = n, p.c = l.c, p.ih = p.iw = l.size, p.oh = p.ow = out, p.multiplier = 1, p.kh = p.kw = l.k;
@@ -93,24 +94,31 @@ int main(int argc, char** argv) {
     }
     const bool packed = layout != "nchw" && (forward || input);  // as nn.DepthwiseConv2d keeps it for inference
     p.weight_c = packed ? 1 : l.k * l.k, p.weight_h = packed ? l.k * l.c : l.k, p.weight_w = packed ? l.c : 1;
-    const auto kernel = forward ? cpu::depthwise_conv2d_forward
-                        : input ? cpu::depthwise_conv2d_backward_input
-                                : cpu::depthwise_conv2d_backward_weight;
+    lightkernels::DepthwiseConv2dBackward gradients{p, p};
+    float *dx = filled(x_count, 2), *dw = filled(w_count, 2);
+    gradients.input.x = dx, gradients.weight.weight = dw;
+    gradients.weight.weight_c = l.k * l.k, gradients.weight.weight_h = l.k, gradients.weight.weight_w = 1;
     const int64_t workspace = forward ? cpu::depthwise_conv2d_forward_workspace(p)
                               : input ? cpu::depthwise_conv2d_backward_input_workspace(p)
+                              : both  ? cpu::depthwise_conv2d_backward_workspace(gradients)
                                       : cpu::depthwise_conv2d_backward_weight_workspace(p);
-    float *memory = filled(workspace / 4 + 16, 2), *from = filled((x_count + y_count) / 2, 2);
-    float* to = filled((x_count + y_count) / 2, 2);
+    const int64_t moved = both ? 2 * x_count + y_count : x_count + y_count;
+    float *memory = filled(workspace / 4 + 16, 2), *from = filled(moved / 2, 2), *to = filled(moved / 2, 2);
     const cpu::Launch launch{
         memory, [](int64_t units, int64_t, cpu::Launch::Body body, void* context) { body(0, units, context); }};
-    const auto [time, copy] = medians([&] { kernel(p, launch); },
-                                      [&] {
-                                        std::memcpy(to, from, (x_count + y_count) / 2 * 4);
-                                        asm volatile("" ::: "memory");
-                                      });
-    const double at_peak = 2.0 * y_count * l.k * l.k / peak;
+    const auto run = [&] {
+      if (forward) return cpu::depthwise_conv2d_forward(p, launch);
+      if (input) return cpu::depthwise_conv2d_backward_input(p, launch);
+      if (both) return cpu::depthwise_conv2d_backward(gradients, launch);
+      cpu::depthwise_conv2d_backward_weight(p, launch);
+    };
+    const auto [time, copy] = medians(run, [&] {
+      std::memcpy(to, from, moved / 2 * 4);
+      asm volatile("" ::: "memory");
+    });
+    const double at_peak = (both ? 4.0 : 2.0) * y_count * l.k * l.k / peak;
     std::printf("%-16s %10.1f %12.1f %10.1f %12.2f\n", l.name, time * 1e6, at_peak * 1e6, copy * 1e6,
                 time / std::max(at_peak, copy));
-    for (float* memory_ : {x, y, w, b, memory, from, to}) std::free(memory_);
+    for (float* memory_ : {x, y, w, b, dx, dw, memory, from, to}) std::free(memory_);
   }
 }

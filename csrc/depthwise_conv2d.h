@@ -34,17 +34,25 @@ struct DepthwiseConv2dParams {
   int64_t weight_c, weight_h, weight_w;  // strides of weight
 };
 
-// Each machine defines the same six functions. Workspaces are in bytes.
+// Both gradients at once: two views of one convolution, with the same dy. `input.x` is dx, `weight.weight` is dweight.
+struct DepthwiseConv2dBackward {
+  DepthwiseConv2dParams input, weight;
+};
+
+// Each machine defines the same eight functions. Workspaces are in bytes.
 #define LIGHTKERNELS_DEPTHWISE_CONV2D_PROTOTYPES                                                    \
   int64_t depthwise_conv2d_forward_workspace(const DepthwiseConv2dParams& p);                       \
   int64_t depthwise_conv2d_backward_input_workspace(const DepthwiseConv2dParams& p);                \
   int64_t depthwise_conv2d_backward_weight_workspace(const DepthwiseConv2dParams& p);               \
+  int64_t depthwise_conv2d_backward_workspace(const DepthwiseConv2dBackward& b);                    \
   /* y from x, weight, bias. */                                                                     \
   void depthwise_conv2d_forward(const DepthwiseConv2dParams& p, const Launch& launch);              \
   /* x (every element) from y and weight; no activation, no bias. */                                \
   void depthwise_conv2d_backward_input(const DepthwiseConv2dParams& p, const Launch& launch);       \
   /* weight and, if not null, bias (both contiguous) from x and y; no activation. Deterministic. */ \
-  void depthwise_conv2d_backward_weight(const DepthwiseConv2dParams& p, const Launch& launch);
+  void depthwise_conv2d_backward_weight(const DepthwiseConv2dParams& p, const Launch& launch);      \
+  /* What the two before do. */                                                                     \
+  void depthwise_conv2d_backward(const DepthwiseConv2dBackward& b, const Launch& launch);
 
 namespace cpu {
 LIGHTKERNELS_DEPTHWISE_CONV2D_PROTOTYPES

@@ -136,6 +136,11 @@ void backward_weight_nhwc(const DepthwiseConv2dParams& p, const Launch& launch);
 int64_t convolve_nhwc_workspace(const DepthwiseConv2dParams& p, bool transposed);
 int64_t backward_weight_nhwc_workspace(const DepthwiseConv2dParams& p);
 
+// Both gradients in one sweep, where `sweeps_both_nhwc`.
+bool sweeps_both_nhwc(const DepthwiseConv2dParams& p);
+void backward_nhwc(const DepthwiseConv2dParams& input, const DepthwiseConv2dParams& weight, const Launch& launch);
+int64_t backward_nhwc_workspace(const DepthwiseConv2dParams& p);
+
 void convolve_nchw(const DepthwiseConv2dParams& p, bool transposed, const Launch& launch);
 void backward_weight_nchw(const DepthwiseConv2dParams& p, const Launch& launch);
 int64_t backward_weight_nchw_workspace(const DepthwiseConv2dParams& p);

@@ -109,10 +109,9 @@ Tensor forward(const Tensor& x_, const Tensor& weight_, const std::optional<Tens
   return y_;
 }
 
-Tensor backward_input(const Tensor& dy_, const Tensor& weight_, int64_t ih, int64_t iw, int64_t channels,
-                      const Ints& stride, const Ints& padding, const Ints& dilation) {
-  const char* op = "depthwise_conv2d_backward_input";
-  const View dy(dy_), weight(weight_);
+// dx, and Params to compute it from dy and weight.
+Tensor prepare_input(const char* op, DepthwiseConv2dParams& p, const View& dy, const View& weight, int64_t ih,
+                     int64_t iw, int64_t channels, const Ints& stride, const Ints& padding, const Ints& dilation) {
   if (dy.dim != 4) fail(op, ": dy must have shape [n, c, h, w], got ", dy.shape());
   check_weight(op, weight, "dy", dy);
   const int64_t n = dy.sizes[0], c = dy.sizes[1];
@@ -120,23 +119,21 @@ Tensor backward_input(const Tensor& dy_, const Tensor& weight_, int64_t ih, int6
     fail(op, ": dy and weight must have the same positive multiple of ", channels, " channels, got ", c, " and ",
          weight.sizes[0]);
   }
-  auto p = geometry(op, ih, iw, weight.sizes[2], weight.sizes[3], stride, padding, dilation);
+  p = geometry(op, ih, iw, weight.sizes[2], weight.sizes[3], stride, padding, dilation);
   if (dy.sizes[2] != p.oh || dy.sizes[3] != p.ow) {
     fail(op, ": dy must be [", p.oh, ", ", p.ow, "] in its last dimensions, got ", dy.shape());
   }
   p.dtype = dtype_of(op, dy);
   p.n = n, p.c = c, p.multiplier = c / channels;
-  Tensor dx_ = empty_nchw(dy, n, channels, ih, iw);
-  if (n * ih * iw == 0) return dx_;
-  set_tensors(p, View(dx_), weight, dy);
-  launch(dy, p, machine::depthwise_conv2d_backward_input_workspace(p), machine::depthwise_conv2d_backward_input);
-  return dx_;
+  Tensor dx = empty_nchw(dy, n, channels, ih, iw);
+  set_tensors(p, View(dx), weight, dy);
+  return dx;
 }
 
-std::tuple<Tensor, Tensor> backward_weight(const Tensor& dy_, const Tensor& x_, int64_t kh, int64_t kw,
-                                           const Ints& stride, const Ints& padding, const Ints& dilation) {
-  const char* op = "depthwise_conv2d_backward_weight";
-  const View dy(dy_), x(x_);
+// dweight and dbias, and Params to compute them from dy and x.
+std::tuple<Tensor, Tensor> prepare_weight(const char* op, DepthwiseConv2dParams& p, const View& dy, const View& x,
+                                          int64_t kh, int64_t kw, const Ints& stride, const Ints& padding,
+                                          const Ints& dilation) {
   if (dy.dim != 4 || x.dim != 4 || dy.sizes[0] != x.sizes[0]) {
     fail(op, ": dy and x must have shape [n, c, h, w] with one n, got ", dy.shape(), " and ", x.shape());
   }
@@ -148,29 +145,67 @@ std::tuple<Tensor, Tensor> backward_weight(const Tensor& dy_, const Tensor& x_, 
   if (in_channels == 0 || c == 0 || c % in_channels) {
     fail(op, ": dy must have a positive multiple of x's ", in_channels, " channels, got ", c);
   }
-  auto p = geometry(op, x.sizes[2], x.sizes[3], kh, kw, stride, padding, dilation);
+  p = geometry(op, x.sizes[2], x.sizes[3], kh, kw, stride, padding, dilation);
   if (dy.sizes[2] != p.oh || dy.sizes[3] != p.ow) {
     fail(op, ": dy must be [", p.oh, ", ", p.ow, "] in its last dimensions, got ", dy.shape());
   }
   p.dtype = dtype_of(op, x);
   p.n = n, p.c = c, p.multiplier = c / in_channels;
-  Tensor dweight_ = empty(x, {c, 1, kh, kw}, {kh * kw, kh * kw, kw, 1});
-  Tensor dbias_ = empty(x, {c}, {1}, 1);
-  if (n == 0) {
-    torch::stable::zero_(dweight_);
-    torch::stable::zero_(dbias_);
-    return {dweight_, dbias_};
+  Tensor dweight = empty(x, {c, 1, kh, kw}, {kh * kw, kh * kw, kw, 1}), dbias = empty(x, {c}, {1}, 1);
+  set_tensors(p, x, View(dweight), dy);
+  p.bias = View(dbias).data;
+  return {dweight, dbias};
+}
+
+Tensor backward_input(const Tensor& dy_, const Tensor& weight, int64_t ih, int64_t iw, int64_t channels,
+                      const Ints& stride, const Ints& padding, const Ints& dilation) {
+  const View dy(dy_);
+  DepthwiseConv2dParams p;
+  Tensor dx = prepare_input("depthwise_conv2d_backward_input", p, dy, View(weight), ih, iw, channels, stride, padding,
+                            dilation);
+  if (p.n * ih * iw > 0) {
+    launch(dy, p, machine::depthwise_conv2d_backward_input_workspace(p), machine::depthwise_conv2d_backward_input);
   }
-  set_tensors(p, x, View(dweight_), dy);
-  p.bias = View(dbias_).data;
-  launch(x, p, machine::depthwise_conv2d_backward_weight_workspace(p), machine::depthwise_conv2d_backward_weight);
-  return {dweight_, dbias_};
+  return dx;
+}
+
+std::tuple<Tensor, Tensor> backward_weight(const Tensor& dy, const Tensor& x_, int64_t kh, int64_t kw,
+                                           const Ints& stride, const Ints& padding, const Ints& dilation) {
+  const View x(x_);
+  DepthwiseConv2dParams p;
+  auto [dweight, dbias] =
+      prepare_weight("depthwise_conv2d_backward_weight", p, View(dy), x, kh, kw, stride, padding, dilation);
+  if (p.n > 0) {
+    launch(x, p, machine::depthwise_conv2d_backward_weight_workspace(p), machine::depthwise_conv2d_backward_weight);
+  } else {
+    torch::stable::zero_(dweight);
+    torch::stable::zero_(dbias);
+  }
+  return {dweight, dbias};
+}
+
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& dy_, const Tensor& x_, const Tensor& weight_,
+                                            const Ints& stride, const Ints& padding, const Ints& dilation) {
+  const char* op = "depthwise_conv2d_backward";
+  const View dy(dy_), x(x_), weight(weight_);
+  if (x.dim != 4) fail(op, ": x must have shape [n, c, h, w], got ", x.shape());
+  DepthwiseConv2dBackward b;
+  Tensor dx = prepare_input(op, b.input, dy, weight, x.sizes[2], x.sizes[3], x.sizes[1], stride, padding, dilation);
+  auto [dweight, dbias] =
+      prepare_weight(op, b.weight, dy, x, weight.sizes[2], weight.sizes[3], stride, padding, dilation);
+  if (b.input.n * b.input.ih * b.input.iw > 0) {
+    launch(x, b, machine::depthwise_conv2d_backward_workspace(b), machine::depthwise_conv2d_backward);
+    return {dx, dweight, dbias};
+  }
+  std::tie(dweight, dbias) = backward_weight(dy_, x_, weight.sizes[2], weight.sizes[3], stride, padding, dilation);
+  return {dx, dweight, dbias};
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(pytorch_ext, LIGHTKERNELS_DISPATCH_KEY, m) {
   m.impl("depthwise_conv2d", TORCH_BOX(&forward));
+  m.impl("depthwise_conv2d_backward", TORCH_BOX(&backward));
   m.impl("depthwise_conv2d_backward_input", TORCH_BOX(&backward_input));
   m.impl("depthwise_conv2d_backward_weight", TORCH_BOX(&backward_weight));
 }

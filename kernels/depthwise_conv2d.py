@@ -320,3 +320,8 @@ def depthwise_conv2d_backward_weight(dy, x, kh, kw, stride, padding, dilation) -
             partial, dweight, dbias, splits, c, TAPS=taps, BLOCK_S=16, BLOCK_T=32
         )
     return dweight, dbias
+
+
+def depthwise_conv2d_backward(dy, x, weight, *geometry) -> tuple[Tensor, Tensor, Tensor]:
+    dx = depthwise_conv2d_backward_input(dy, weight, *x.shape[2:], x.shape[1], *geometry)
+    return dx, *depthwise_conv2d_backward_weight(dy, x, *weight.shape[2:], *geometry)

@@ -29,6 +29,7 @@ from pytorch_ext.ops.depthwise_conv2d import same_padding
 ROOT = Path(__file__).resolve().parent.parent
 OPS = torch.ops.pytorch_ext
 FORWARD = OPS.depthwise_conv2d.default
+BACKWARD = OPS.depthwise_conv2d_backward.default
 BACKWARD_INPUT = OPS.depthwise_conv2d_backward_input.default
 BACKWARD_WEIGHT = OPS.depthwise_conv2d_backward_weight.default
 ACTIVATIONS = {"none": lambda z: z, "relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": F.hardswish}
@@ -164,17 +165,18 @@ def check_forward(x, w, b, geometry: Geometry, activation: str = "none", against
 def check_backward(dy, x, w, geometry: Geometry) -> None:
     (_, c, ih, iw), (co, _, kh, kw) = x.shape, w.shape
     dy64, x64, w64 = dy.double(), x.double(), w.double()
-    dx = BACKWARD_INPUT(dy, w, ih, iw, c, *geometry)
+    dx64 = backward_input64(dy64, w64, ih, iw, c, geometry)
     magnitude = backward_input64(dy64.abs(), w64.abs(), ih, iw, c, geometry)
-    assert_linear(dx, backward_input64(dy64, w64, ih, iw, c, geometry), magnitude, co // c * kh * kw)
-    assert_format(dx, dy)
-    dw, db = BACKWARD_WEIGHT(dy, x, kh, kw, *geometry)
     sums = backward_weight64(dy64, x64, kh, kw, geometry)
     magnitudes = backward_weight64(dy64.abs(), x64.abs(), kh, kw, geometry)
     terms = dy.shape[0] * dy.shape[2] * dy.shape[3]
-    assert_linear(dw, sums[0], magnitudes[0], terms)
-    assert_linear(db, sums[1], magnitudes[1], terms)
-    assert dw.is_contiguous()
+    apart = BACKWARD_INPUT(dy, w, ih, iw, c, *geometry), *BACKWARD_WEIGHT(dy, x, kh, kw, *geometry)
+    for dx, dw, db in (apart, BACKWARD(dy, x, w, *geometry)):
+        assert_linear(dx, dx64, magnitude, co // c * kh * kw)
+        assert_format(dx, dy)
+        assert_linear(dw, sums[0], magnitudes[0], terms)
+        assert_linear(db, sums[1], magnitudes[1], terms)
+        assert dw.is_contiguous()
 
 
 def assert_format(y: Tensor, x: Tensor) -> None:
@@ -252,6 +254,7 @@ def test_drawn(case, seed):
 REPRESENTATIVE = [  # shape, out channels, kernel, geometry: one for each road that a kernel may take
     ((2, 16, 9, 11), 16, (3, 3), Geometry((1, 1), (1, 1, 1, 1))),
     ((1, 33, 12, 12), 33, (3, 3), Geometry((2, 2), (0, 1, 0, 1))),
+    ((2, 17, 21, 22), 17, (3, 3), Geometry((2, 2), (0, 3, 1, 4))),
     ((1, 58, 10, 9), 58, (5, 5), Geometry((1, 1), (2, 2, 2, 2))),
     ((2, 17, 11, 14), 17, (5, 5), Geometry((2, 2), (1, 2, 1, 2))),
     ((1, 40, 13, 15), 40, (7, 7), Geometry((1, 1), (3, 3, 3, 3))),
@@ -427,7 +430,7 @@ OPCHECK_LAYOUTS = [("contiguous", "contiguous"), ("channels_last", "packed"), ("
 
 @pytest.mark.parametrize(("layout", "weight_layout"), OPCHECK_LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("op", ["forward", "forward_activated", "backward_input", "backward_weight"])
+@pytest.mark.parametrize("op", ["forward", "forward_activated", "backward", "backward_input", "backward_weight"])
 def test_opcheck(op, dtype, layout, weight_layout):
     def tensor(t):
         return t.detach().requires_grad_()
@@ -438,6 +441,7 @@ def test_opcheck(op, dtype, layout, weight_layout):
     call = {
         "forward": (FORWARD, (x, w, None, *geometry, "none")),
         "forward_activated": (FORWARD, (x, w, tensor(torch.randn(6, dtype=dtype)), *geometry, "silu")),
+        "backward": (BACKWARD, (dy, x, w, *geometry)),
         "backward_input": (BACKWARD_INPUT, (dy, w, 7, 8, 3, *geometry)),
         "backward_weight": (BACKWARD_WEIGHT, (dy, x, 3, 3, *geometry)),
     }[op]
@@ -476,6 +480,8 @@ def test_gradients_of_the_backward_ops():
     assert torch.autograd.gradcheck(lambda dy, x: BACKWARD_WEIGHT(dy, x, 3, 2, *geometry), (dy, x))
     assert torch.autograd.gradgradcheck(lambda dy, w: BACKWARD_INPUT(dy, w, 4, 5, 2, *geometry), (dy, w))
     assert torch.autograd.gradgradcheck(lambda dy, x: BACKWARD_WEIGHT(dy, x, 3, 2, *geometry), (dy, x))
+    assert torch.autograd.gradcheck(lambda *tensors: BACKWARD(*tensors, *geometry), (dy, x, w))
+    assert torch.autograd.gradgradcheck(lambda *tensors: BACKWARD(*tensors, *geometry), (dy, x, w))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -530,6 +536,7 @@ def test_gradients_are_not_computed_in_vain():
         with Log():
             y.sum().backward()
         assert absent not in calls
+        assert BACKWARD not in calls
         assert {BACKWARD_WEIGHT, BACKWARD_INPUT} - {absent} <= set(calls)
 
 
@@ -557,6 +564,7 @@ def test_deterministic(layout, dtype):
             FORWARD(x, w, None, *geometry, "silu"),
             BACKWARD_INPUT(dy, w, 29, 31, 33, *geometry),
             *BACKWARD_WEIGHT(dy, x, 3, 3, *geometry),
+            *BACKWARD(dy, x, w, *geometry),
         )
 
     first = results()
@@ -580,6 +588,7 @@ def test_threads_change_nothing(case, layout):
                 FORWARD(x, w, b, *geometry, "silu"),
                 BACKWARD_INPUT(dy, w, *shape[2:], shape[1], *geometry),
                 *BACKWARD_WEIGHT(dy, x, *k, *geometry),
+                *BACKWARD(dy, x, w, *geometry),
             )
         )
     for other in results[1:]:
@@ -719,12 +728,16 @@ def test_vmap_of_the_raw_ops_and_nested():
     dx = torch.func.vmap(lambda dy, w: BACKWARD_INPUT(dy, w, 5, 5, 4, *geometry))(dy, w)
     shared = torch.func.vmap(lambda dy: BACKWARD_INPUT(dy, w[0], 5, 5, 4, *geometry))(dy)
     dw, db = torch.func.vmap(lambda dy, x: BACKWARD_WEIGHT(dy, x, 3, 3, *geometry))(dy, x)
+    both = torch.func.vmap(lambda *tensors: BACKWARD(*tensors, *geometry))(dy, x, w)
+    both1 = torch.func.vmap(lambda x: BACKWARD(dy[0], x, w[0], *geometry))(x)
     dw1, _ = torch.func.vmap(lambda dy: BACKWARD_WEIGHT(dy, x[0], 3, 3, *geometry))(dy)
     for i in range(3):
         torch.testing.assert_close(y[i], FORWARD(x[i], w[i], None, *geometry, "none"))
         torch.testing.assert_close(dx[i], BACKWARD_INPUT(dy[i], w[i], 5, 5, 4, *geometry))
         torch.testing.assert_close(shared[i], BACKWARD_INPUT(dy[i], w[0], 5, 5, 4, *geometry))
         torch.testing.assert_close((dw[i], db[i]), BACKWARD_WEIGHT(dy[i], x[i], 3, 3, *geometry))
+        torch.testing.assert_close([t[i] for t in both], list(BACKWARD(dy[i], x[i], w[i], *geometry)))
+        torch.testing.assert_close([t[i] for t in both1], list(BACKWARD(dy[0], x[i], w[0], *geometry)))
         torch.testing.assert_close(dw1[i], BACKWARD_WEIGHT(dy[i], x[0], 3, 3, *geometry)[0])
     outer = torch.func.vmap(torch.func.vmap(depthwise_conv2d, (0, None)), (None, 0))(x, w)
     assert outer.shape == (3, 3, 2, 4, 3, 3)
@@ -973,6 +986,11 @@ BAD_RAW = {
     "wgrad's size": (BACKWARD_WEIGHT, (DY, X, 3, 2, *G), ["dy must", "[4, 5]", "4, 4]"]),
     "wgrad's kernel": (BACKWARD_WEIGHT, (DY, X, 0, 3, *G), ["height", "0", "empty"]),
     "wgrad's dtype": (BACKWARD_WEIGHT, (DY.double(), X, 3, 3, *G), ["dtype", "float32", "float64"]),
+    "both: x of rank 3": (BACKWARD, (DY, X[0], W, *G), ["x must", "[4, 6, 6]", "[n, c, h, w]"]),
+    "both: n differs": (BACKWARD, (DY[:1], X, W, *G), ["dy and x", "[1, 4, 4, 4]", "[2, 4, 6, 6]"]),
+    "both: weight": (BACKWARD, (DY, X, W[:3], *G), ["dy and weight", "4", "3"]),
+    "both: dy of another size": (BACKWARD, (DY[..., :3], X, W, *G), ["dy must", "[4, 4]", "4, 3]"]),
+    "both: dtype": (BACKWARD, (DY, X.double(), W, *G), ["dtype", "float32", "float64"]),
     "wgrad's padding": (BACKWARD_WEIGHT, (DY, X, 3, 3, G[0], [0, 0], G[2]), ["padding", "[0, 0]", "(top, bottom,"]),
 }  # fmt: skip
 

@@ -104,9 +104,8 @@ def check(case: Case) -> None:
     assert_linear(dx, dx64, size[1], kh * kw * case.multiplier)
     assert_linear(dweight, dweight64, size[2], pixels)
     assert_linear(dbias, dy.double().sum((0, 2, 3)), dy.double().abs().sum((0, 2, 3)), pixels)
-    again = kernels.depthwise_conv2d_backward_weight(dy, x, kh, kw, *geometry)
-    assert torch.equal(again[0], dweight)
-    assert torch.equal(again[1], dbias)
+    for again, first in zip(kernels.depthwise_conv2d_backward(dy, x, weight, *geometry), (dx, dweight, dbias)):
+        assert torch.equal(again, first)
 
 
 def main() -> None:

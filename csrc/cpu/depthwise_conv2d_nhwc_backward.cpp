@@ -165,10 +165,9 @@ void backward_weight_nhwc(const DepthwiseConv2dParams& p, const Launch& launch) 
   });
 }
 
-// Where tensors outgrow L2: below, two kernels with tiles of their own are as fast (docs/measured.md).
+// Narrow rows are all edges: two kernels with tiles of their own are faster (docs/measured.md).
 bool sweeps_both_nhwc(const DepthwiseConv2dParams& p) {
-  return kSweepsBoth<3, 1> && is_fixed(p) && p.kh == 3 && p.dilation_h == 1 && p.dilation_w == 1 &&
-         bytes_of(p) > kFarBytes;
+  return kSweepsBoth<3, 1> && is_fixed(p) && p.kh == 3 && p.dilation_h == 1 && p.dilation_w == 1 && p.ow > 8;
 }
 
 int64_t backward_nhwc_workspace(const DepthwiseConv2dParams& p) { return sums_bytes(p) + packed_bytes(p); }

@@ -349,4 +349,13 @@ void depthwise_conv2d_backward_weight(const DepthwiseConv2dParams& p, const Laun
   });
 }
 
+int64_t depthwise_conv2d_backward_workspace(const DepthwiseConv2dBackward& b) {
+  return depthwise_conv2d_backward_weight_workspace(b.weight);
+}
+
+void depthwise_conv2d_backward(const DepthwiseConv2dBackward& b, const Launch& launch) {
+  depthwise_conv2d_backward_input(b.input, launch);
+  depthwise_conv2d_backward_weight(b.weight, launch);
+}
+
 }  // namespace lightkernels::cuda

@@ -111,6 +111,13 @@ def _backward_weight_fake(dy, x, kh, kw, stride, padding, dilation):
     return dweight, dweight.new_empty(dy.shape[1])
 
 
+def _backward_fake(dy, x, weight, *geometry):
+    if x.dim() != 4:
+        raise RuntimeError(f"depthwise_conv2d_backward: x must have shape [n, c, h, w], got {list(x.shape)}")
+    dx = _backward_input_fake(dy, weight, *x.shape[2:], x.shape[1], *geometry)
+    return dx, *_backward_weight_fake(dy, x, *weight.shape[2:], *geometry)
+
+
 # --- reference --------------------------------------------------------------------------------------------------------
 def _plain(t: Tensor | None) -> Tensor | None:
     """What torch's convolutions on CPU get right: float16 ones round more than once, and [n, 1, h, w] with the strides
@@ -160,6 +167,12 @@ def _backward_weight_reference(dy, x, kh, kw, stride, padding, dilation):
     return dweight.copy_(dw), dbias.copy_(dy.sum((0, 2, 3)))
 
 
+def _backward_reference(dy, x, weight, *geometry):
+    _backward_fake(dy, x, weight, *geometry)
+    dx = _backward_input_reference(dy, weight, *x.shape[2:], x.shape[1], *geometry)
+    return dx, *_backward_weight_reference(dy, x, *weight.shape[2:], *geometry)
+
+
 # --- derivatives ------------------------------------------------------------------------------------------------------
 def _activation_backward(activation: str, dy: Tensor, saved: Tensor) -> Tensor:
     """dz from dy; saved is y for the clipped activations, whose derivative shows in y, and z for the smooth ones."""
@@ -188,9 +201,11 @@ def _forward_backward(ctx, dy):
         dy = _activation_backward(ctx.activation, dy, saved)
     dy = dy.contiguous(memory_format=memory_format_of(x))
     dx = dweight = dbias = None
-    if ctx.needs_input_grad[0]:
+    if ctx.needs_input_grad[0] and (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
+        dx, dweight, dbias = backward(dy, x, weight, *ctx.geometry)
+    elif ctx.needs_input_grad[0]:
         dx = backward_input(dy, weight, *x.shape[2:], x.shape[1], *ctx.geometry)
-    if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+    else:
         dweight, dbias = backward_weight(dy, x, *weight.shape[2:], *ctx.geometry)
     return dx, dweight, dbias if bias is not None else None, None, None, None, None
 
@@ -217,6 +232,23 @@ def _backward_weight_backward(ctx, g_weight, g_bias):
     d_dy = forward(x, g_weight, g_bias, *ctx.geometry, "none") if ctx.needs_input_grad[0] else None
     d_x = backward_input(dy, g_weight, *x.shape[2:], x.shape[1], *ctx.geometry) if ctx.needs_input_grad[1] else None
     return d_dy, d_x, None, None, None, None, None
+
+
+def _backward_setup(ctx, inputs, output):
+    dy, x, weight, *ctx.geometry = inputs
+    ctx.save_for_backward(dy, x, weight)
+
+
+def _backward_backward(ctx, g, g_weight, g_bias):
+    dy, x, weight = ctx.saved_tensors
+    d_dy = d_x = d_weight = None
+    if ctx.needs_input_grad[0]:
+        d_dy = forward(g, weight, None, *ctx.geometry, "none") + forward(x, g_weight, g_bias, *ctx.geometry, "none")
+    if ctx.needs_input_grad[1]:
+        d_x = backward_input(dy, g_weight, *x.shape[2:], x.shape[1], *ctx.geometry)
+    if ctx.needs_input_grad[2]:
+        d_weight = backward_weight(dy, g, *weight.shape[2:], *ctx.geometry)[0]
+    return d_dy, d_x, d_weight, None, None, None
 
 
 # --- vmap: the batch joins n where the weight is shared, and the channels where each has its own ----------------------
@@ -257,6 +289,15 @@ def _backward_weight_vmap(info, in_dims, dy, x, *rest):
     return (dw.unflatten(0, (b, -1)), db.unflatten(0, (b, -1))), (0, 0)
 
 
+def _backward_vmap(info, in_dims, dy, x, weight, *rest):
+    d_dy, d_x, d_weight = in_dims[:3]
+    x_shape = x.shape if d_x is None else x.movedim(d_x, 0).shape[1:]
+    w_shape = weight.shape if d_weight is None else weight.movedim(d_weight, 0).shape[1:]
+    dx, dx_dim = _backward_input_vmap(info, (d_dy, d_weight), dy, weight, *x_shape[2:], x_shape[1], *rest)
+    sums, sums_dims = _backward_weight_vmap(info, (d_dy, d_x), dy, x, *w_shape[2:], *rest)
+    return (dx, *sums), (dx_dim, *sums_dims)
+
+
 # --- FLOPs: two for each multiply-add, those on padding too, as torch counts convolutions -----------------------------
 def _forward_flops(x, weight, *_, out_shape):
     return 2 * prod(out_shape) * prod(weight[2:])
@@ -268,6 +309,10 @@ def _backward_input_flops(dy, weight, *_, out_shape):
 
 def _backward_weight_flops(dy, x, kh, kw, *_, out_shape):
     return 2 * prod(dy) * kh * kw
+
+
+def _backward_flops(dy, x, weight, *_, out_shape):
+    return 4 * prod(dy) * prod(weight[2:])
 
 
 # --- registration -----------------------------------------------------------------------------------------------------
@@ -300,6 +345,17 @@ backward_weight = _op.register(
     backward=_backward_weight_backward,
     vmap=_backward_weight_vmap,
     flops=_backward_weight_flops,
+)
+
+backward = _op.register(
+    f"depthwise_conv2d_backward(Tensor dy, Tensor x, Tensor weight, {GEOMETRY}) "
+    "-> (Tensor dx, Tensor dweight, Tensor dbias)",
+    reference=_backward_reference,
+    fake=_backward_fake,
+    setup_context=_backward_setup,
+    backward=_backward_backward,
+    vmap=_backward_vmap,
+    flops=_backward_flops,
 )
 
 

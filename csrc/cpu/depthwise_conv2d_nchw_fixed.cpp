@@ -15,6 +15,7 @@ struct BandNchw {
   E* y;
   int64_t y_h, rows;           // of the R rows, those that exist
   int64_t row_begin, row_end;  // the band's input rows inside the plane
+  int64_t x_ahead, y_ahead;    // from the band to what to fetch; 0: nothing
 };
 
 // The weights of a 3 x 3 kernel stay in registers for a whole plane; larger ones are read from memory.
@@ -96,6 +97,11 @@ LIGHTKERNELS_INLINE void tile_fixed(const BandNchw<float>& b, const WeightsNchw<
   } else {
     accumulate_columns<K, S, R, L, kRows, kColumns>(b, strip, sums);
   }
+  if (b.x_ahead) {
+    unroll<R * S * S>(
+        LIGHTKERNELS_LAMBDA(auto i) { fetch<false>(b.x + b.x_ahead + i / S * b.x_h + strip.o * S + i % S * L); });
+    unroll<R>(LIGHTKERNELS_LAMBDA(auto i) { fetch<true>(b.y + b.y_ahead + i * b.y_h + strip.o); });
+  }
   const V low = splat<L>(clip.low), high = splat<L>(clip.high);
   if (clip.smooth) {
     V z[R];
@@ -148,6 +154,7 @@ template <int K, int S, int R, int L>
   BandNchw<float> b;
   b.x_h = p.x_strides.h * p.dilation_h, b.y_h = p.y_strides.h * p.dilation_h, b.dilation = p.dilation_w;
   b.w_h = p.weight_h, b.w_w = p.weight_w;
+  b.x_ahead = fetch_ahead(p, R * S, p.x_strides.h), b.y_ahead = b.x_ahead ? fetch_ahead(p, R, p.y_strides.h) : 0;
   for (int64_t phase = 0; phase < std::min(p.dilation_h, p.oh); ++phase) {
     const GridAxis h(phase, p.dilation_h, p.ih, p.oh, p.padding_t);
     for (PlaneIndex at(begin, p.c, p.multiplier); at.unit < end; ++at) {
@@ -167,9 +174,13 @@ void forward_fixed_nchw(const DepthwiseConv2dParams& p, const Launch& launch) {
   launch.parallel(p.n * p.c, grain_of(p, p.n * p.c), [&](int64_t begin, int64_t end) {
     with_fixed_nchw(p, [&](auto k, auto s) {
       with_lanes(p.ow, [&](auto l) {
+        // All grids of a plane before the next plane; a loop over grids among the planes would cost small ones a fifth.
+        const int64_t step = p.dilation_h > 1 ? 1 : end - begin;
         constexpr int kTall = kRegisters == 32 || k > 3 ? 7 : 4;
-        if (kTall > 4 && p.oh <= 4 * p.dilation_h) return planes_fixed<k, s, 4, l>(p, begin, end);
-        planes_fixed<k, s, kTall, l>(p, begin, end);
+        const bool low = kTall > 4 && p.oh <= 4 * p.dilation_h;
+        for (int64_t unit = begin; unit < end; unit += step) {
+          low ? planes_fixed<k, s, 4, l>(p, unit, unit + step) : planes_fixed<k, s, kTall, l>(p, unit, unit + step);
+        }
       });
     });
   });

@@ -92,6 +92,15 @@ struct GridAxis {
   }
 };
 
+// How many elements ahead of a band of `rows` rows memory is fetched: strips take a line here and there, which the
+// prefetchers of large tensors do not follow. 0: not at all, where tensors are small enough that it would only cost.
+inline int64_t fetch_ahead(const DepthwiseConv2dParams& p, int64_t rows, int64_t row_stride) {
+  constexpr int64_t kFarBytes = 4 << 20, kAheadBytes = 4096;
+  if (p.n * p.c * (p.ih * p.iw + p.oh * p.ow) * 4 < kFarBytes) return 0;
+  const int64_t band = std::max<int64_t>(1, rows * row_stride);
+  return (kAheadBytes / 4 + band - 1) / band * band;
+}
+
 // Which plane of n * c: counted on, not divided.
 struct PlaneIndex {
   int64_t unit, channels, multiplier, n, c, in_c, rest;

@@ -39,7 +39,8 @@ struct PairBand {
   int64_t w_h, w_w;
   float* dx;
   int64_t dx_h;
-  int64_t begin, end;  // the rows of dx inside the plane
+  int64_t begin, end;          // the rows of dx inside the plane
+  int64_t dy_ahead, dx_ahead;  // from the band to what to fetch; 0: nothing
 };
 
 template <int K, int kOdd, int P, int L, bool kRows, bool kColumns>
@@ -48,6 +49,11 @@ LIGHTKERNELS_INLINE void tile_pairs(const PairBand& b, const PairStrip<K, L>& st
   constexpr int kBefore = (K - 1) / 2, kLoads = PairStrip<K, L>::kLoads;
   V sums[2 * P][2];  // even and odd columns
   unroll<4 * P>(LIGHTKERNELS_LAMBDA(auto i) { sums[i / 2][i % 2] = V{}; });
+  if (b.dy_ahead) {
+    unroll<P>(LIGHTKERNELS_LAMBDA(auto i) { fetch<false>(b.dy + b.dy_ahead + i * b.dy_h + strip.column); });
+    unroll<4 * P>(
+        LIGHTKERNELS_LAMBDA(auto i) { fetch<true>(b.dx + b.dx_ahead + i / 2 * b.dx_h + 2 * strip.t + i % 2 * L); });
+  }
   unroll<P + kBefore>(LIGHTKERNELS_LAMBDA(auto r) {
     if (!kRows && (r < b.dy_begin || r >= b.dy_end)) return;
     V values[kLoads];
@@ -85,6 +91,8 @@ template <int K, int kOdd, int P, int L>
   first.set(p, 0), last.set(p, last_t);
   PairBand b;
   b.dy_h = p.y_strides.h, b.dx_h = p.x_strides.h, b.w_h = p.weight_h, b.w_w = p.weight_w;
+  b.dy_ahead = fetch_ahead(p, P, p.y_strides.h);
+  b.dx_ahead = b.dy_ahead ? fetch_ahead(p, 2 * P, p.x_strides.h) : 0;
   for (PlaneIndex at(begin, p.c, 1); at.unit < end; ++at) {
     const float* dy = static_cast<const float*>(p.y) + at.n * p.y_strides.n + at.c * p.y_strides.c;
     float* dx = static_cast<float*>(p.x) + at.n * p.x_strides.n + at.c * p.x_strides.c;

@@ -23,6 +23,7 @@ struct WeightBand {
   const float* dy;
   int64_t dy_h;
   int64_t row_begin, row_end;  // the band's input rows inside the plane
+  int64_t x_ahead, dy_ahead;   // from the band to what to fetch; 0: nothing
 };
 
 // total[u * N + v] += x * dy over R rows of dy and one strip, for N columns of taps.
@@ -30,6 +31,11 @@ template <int K, int S, int R, int N, int L, bool kRows, bool kColumns>
 LIGHTKERNELS_INLINE void correlate_fixed(const WeightBand& b, const Strip<K, S, L>& strip, int v0,
                                          Vec<float, L> (&total)[N * K], Vec<float, L>& dbias) {
   using V = Vec<float, L>;
+  if (b.x_ahead) {
+    unroll<R * S * S>(
+        LIGHTKERNELS_LAMBDA(auto i) { fetch<false>(b.x + b.x_ahead + i / S * b.x_h + strip.o * S + i % S * L); });
+    unroll<R>(LIGHTKERNELS_LAMBDA(auto i) { fetch<false>(b.dy + b.dy_ahead + i * b.dy_h + strip.o); });
+  }
   V dy[R];
   unroll<R>(LIGHTKERNELS_LAMBDA(auto i) {
     const float* from = b.dy + i * b.dy_h + strip.o;
@@ -88,15 +94,20 @@ template <int K, int S, int N, int L>
   Strips<K, S, L, true> strips(p);
   WeightBand b;
   b.x_h = p.x_strides.h * p.dilation_h, b.dy_h = p.y_strides.h * p.dilation_h, b.dilation = p.dilation_w;
+  b.x_ahead = v0 ? 0 : fetch_ahead(p, kTallBand<K> * S, p.x_strides.h);
+  b.dy_ahead = b.x_ahead ? fetch_ahead(p, kTallBand<K>, p.y_strides.h) : 0;
+  const GridAxis first(0, p.dilation_h, p.ih, p.oh, p.padding_t);  // all there is without dilation
+  const int64_t phases = std::min(p.dilation_h, p.oh);
   for (PlaneIndex at(begin, p.c, p.multiplier); at.unit < end; ++at) {
     V total[N * K], dbias{};
     unroll<N * K>(LIGHTKERNELS_LAMBDA(auto i) { total[i] = V{}; });
-    for (int64_t phase = 0; phase < std::min(p.dilation_h, p.oh); ++phase) {
-      const GridAxis h(phase, p.dilation_h, p.ih, p.oh, p.padding_t);
-      for (int64_t n = 0; n < p.n; ++n) {
-        b.x = static_cast<const float*>(p.x) + n * p.x_strides.n + at.in_c * p.x_strides.c +
-              h.in_first * p.x_strides.h - p.padding_l + v0 * p.dilation_w;
-        b.dy = static_cast<const float*>(p.y) + n * p.y_strides.n + at.unit * p.y_strides.c + phase * p.y_strides.h;
+    for (int64_t n = 0; n < p.n; ++n) {
+      const float* x = static_cast<const float*>(p.x) + n * p.x_strides.n + at.in_c * p.x_strides.c - p.padding_l +
+                       v0 * p.dilation_w;
+      const float* dy = static_cast<const float*>(p.y) + n * p.y_strides.n + at.unit * p.y_strides.c;
+      for (int64_t phase = 0; phase < phases; ++phase) {
+        const GridAxis h = phase ? GridAxis(phase, p.dilation_h, p.ih, p.oh, p.padding_t) : first;
+        b.x = x + h.in_first * p.x_strides.h, b.dy = dy + phase * p.y_strides.h;
         plane_weight<K, S, N, L>(h, b, strips, v0, total, dbias);
       }
     }

@@ -989,6 +989,7 @@ BAD_RAW = {
     "both: x of rank 3": (BACKWARD, (DY, X[0], W, *G), ["x must", "[4, 6, 6]", "[n, c, h, w]"]),
     "both: n differs": (BACKWARD, (DY[:1], X, W, *G), ["dy and x", "[1, 4, 4, 4]", "[2, 4, 6, 6]"]),
     "both: weight": (BACKWARD, (DY, X, W[:3], *G), ["dy and weight", "4", "3"]),
+    "both: weight of rank 3": (BACKWARD, (DY, X, W[0], *G), ["weight must", "[1, 3, 3]", "[c, 1, kh, kw]"]),
     "both: dy of another size": (BACKWARD, (DY[..., :3], X, W, *G), ["dy must", "[4, 4]", "4, 3]"]),
     "both: dtype": (BACKWARD, (DY, X.double(), W, *G), ["dtype", "float32", "float64"]),
     "wgrad's padding": (BACKWARD_WEIGHT, (DY, X, 3, 3, G[0], [0, 0], G[2]), ["padding", "[0, 0]", "(top, bottom,"]),

@@ -173,7 +173,7 @@ template <int K, int S, int R, int L>
 void forward_fixed_nchw(const DepthwiseConv2dParams& p, const Launch& launch) {
   launch.parallel(p.n * p.c, grain_of(p, p.n * p.c), [&](int64_t begin, int64_t end) {
     with_fixed_nchw(p, [&](auto k, auto s) {
-      with_lanes(p.ow, [&](auto l) {
+      with_lanes<k>(p.ow, [&](auto l) {
         // All grids of a plane before the next plane; a loop over grids among the planes would cost small ones a fifth.
         const int64_t step = p.dilation_h > 1 ? 1 : end - begin;
         constexpr int kTall = kRegisters == 32 || k > 3 ? 7 : 4;

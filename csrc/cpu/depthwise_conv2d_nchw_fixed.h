@@ -137,12 +137,13 @@ void with_fixed_nchw(const DepthwiseConv2dParams& p, F&& f) {
   with_stride(integral_constant<int, 7>{});
 }
 
-// Calls f(L) with as many lanes as a row of `columns` fills best.
-template <class F>
+// Calls f(L) with as many lanes as a row of `columns` fills best. Large kernels on tiny planes are not worth code of
+// their own.
+template <int K, class F>
 void with_lanes(int64_t columns, F&& f) {
-  constexpr int kMost = lanes<float>();
-  if (columns <= 4 || kMost == 4) return f(std::integral_constant<int, 4>{});
-  if (columns <= 8 || kMost == 8) return f(std::integral_constant<int, std::min(8, kMost)>{});
+  constexpr int kMost = lanes<float>(), kHalf = std::min(8, kMost), kLeast = K == 3 ? 4 : kHalf;
+  if (columns <= kLeast) return f(std::integral_constant<int, kLeast>{});
+  if (columns <= kHalf) return f(std::integral_constant<int, kHalf>{});
   f(std::integral_constant<int, kMost>{});
 }
 

@@ -123,7 +123,7 @@ template <int K, int kOdd, int P, int L>
 void backward_input_fixed_nchw(const DepthwiseConv2dParams& p, const Launch& launch) {
   launch.parallel(p.n * p.c, grain_of(p, p.n * p.c), [&](int64_t begin, int64_t end) {
     with_fixed_nchw(p, [&](auto k, auto) {
-      with_lanes((p.iw + 1) / 2, [&](auto l) {
+      with_lanes<k>((p.iw + 1) / 2, [&](auto l) {
         if (p.padding_l % 2) return planes_pairs<k, 1, kRowPairs<k>, l>(p, begin, end);
         planes_pairs<k, 0, kRowPairs<k>, l>(p, begin, end);
       });

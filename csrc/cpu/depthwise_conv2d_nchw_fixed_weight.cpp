@@ -15,7 +15,9 @@ constexpr int kTapColumns = K == 3   ? 3
 template <int K>
 constexpr int kTallBand = kRegisters == 32 ? (K == 5 ? 4 : 7) : (K == 7 ? 7 : 4);
 template <int K>
-constexpr int kLowBand = kTallBand<K> == 7 ? 4 : 2;
+constexpr int kLowBand = K > 3               ? 1
+                         : kTallBand<K> == 7 ? 4
+                                             : 2;
 
 struct WeightBand {
   const float* x;  // input of output (0, 0) and the first tap column; may lie outside the plane
@@ -83,7 +85,7 @@ LIGHTKERNELS_INLINE void plane_weight(const GridAxis& h, WeightBand b, Strips<K,
   };
   bands(std::integral_constant<int, kTallBand<K>>{});
   bands(std::integral_constant<int, kLowBand<K>>{});
-  bands(std::integral_constant<int, 1>{});
+  if constexpr (kLowBand<K> > 1) bands(std::integral_constant<int, 1>{});
 }
 
 // N columns of taps from v0 on, for channels [begin, end).
@@ -143,7 +145,7 @@ void all_taps(const DepthwiseConv2dParams& p, int64_t begin, int64_t end) {
 void backward_weight_fixed_nchw(const DepthwiseConv2dParams& p, const Launch& launch) {
   launch.parallel(p.c, grain_of(p, p.c), [&](int64_t begin, int64_t end) {
     with_fixed_nchw(p, [&](auto k, auto s) {
-      with_lanes(p.ow, [&](auto l) {
+      with_lanes<k>(p.ow, [&](auto l) {
         if (kTapColumns<k, s> == k) return all_taps<k, s, l>(p, begin, end);
         for (int64_t c = begin; c < end; ++c) all_taps<k, s, l>(p, c, c + 1);  // its planes stay cached
       });

@@ -111,11 +111,13 @@ def _backward_weight_fake(dy, x, kh, kw, stride, padding, dilation):
     return dweight, dweight.new_empty(dy.shape[1])
 
 
-def _backward_fake(dy, x, weight, *geometry):
+def _backward_fake(dy, x, weight, stride, padding, dilation):
     if x.dim() != 4:
         raise RuntimeError(f"depthwise_conv2d_backward: x must have shape [n, c, h, w], got {list(x.shape)}")
-    dx = _backward_input_fake(dy, weight, *x.shape[2:], x.shape[1], *geometry)
-    return dx, *_backward_weight_fake(dy, x, *weight.shape[2:], *geometry)
+    _, c, ih, iw = x.shape
+    dx = _backward_input_fake(dy, weight, ih, iw, c, stride, padding, dilation)
+    kh, kw = weight.shape[2:]
+    return dx, *_backward_weight_fake(dy, x, kh, kw, stride, padding, dilation)
 
 
 # --- reference --------------------------------------------------------------------------------------------------------
@@ -167,10 +169,12 @@ def _backward_weight_reference(dy, x, kh, kw, stride, padding, dilation):
     return dweight.copy_(dw), dbias.copy_(dy.sum((0, 2, 3)))
 
 
-def _backward_reference(dy, x, weight, *geometry):
-    _backward_fake(dy, x, weight, *geometry)
-    dx = _backward_input_reference(dy, weight, *x.shape[2:], x.shape[1], *geometry)
-    return dx, *_backward_weight_reference(dy, x, *weight.shape[2:], *geometry)
+def _backward_reference(dy, x, weight, stride, padding, dilation):
+    _backward_fake(dy, x, weight, stride, padding, dilation)
+    _, c, ih, iw = x.shape
+    kh, kw = weight.shape[2:]
+    dx = _backward_input_reference(dy, weight, ih, iw, c, stride, padding, dilation)
+    return dx, *_backward_weight_reference(dy, x, kh, kw, stride, padding, dilation)
 
 
 # --- derivatives ------------------------------------------------------------------------------------------------------

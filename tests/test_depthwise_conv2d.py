@@ -5,8 +5,10 @@ The tests judge whatever answers for the CPU here: the compiled library, or the 
 
 import contextlib
 import csv
+import ctypes
 import gc
 import itertools
+import mmap
 import os
 import subprocess
 import sys
@@ -282,6 +284,43 @@ def test_representative(case, layout, dtype):
     activation = list(ACTIVATIONS)[(shape[1] + k[1]) % 5]
     check_all(shape, co, k, geometry, activation=activation, layout=layout, dtype=dtype)
     check_all(shape, co, k, geometry, bias=False, layout=layout, dtype=dtype, weight_layout="packed")
+
+
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2)])
+@pytest.mark.parametrize("k", [3, 5, 7])
+def test_planes_of_any_size(k, stride, dilation):
+    """Strips and bands of NCHW kernels end everywhere: a lane, a vector and a row before and after the plane's end."""
+    reach = (k - 1) * dilation
+    for size in [1, 2, 4, 5, 7, 8, 9, 14, 15, 16, 17, 24, 31, 32, 33, 47]:
+        for before, after in [(reach // 2, reach // 2), (reach, 1), (0, reach)]:
+            geometry = Geometry((stride,) * 2, (after, before, before, after), (dilation,) * 2)
+            height = max(1, 34 - size)
+            if min(size, height) + before + after > reach:
+                check_all((2, 2, height, size), 2, (k, k), geometry, activation="relu6")
+
+
+def at_an_end(t: Tensor, first: bool) -> Tensor:
+    """A copy that begins, or ends, where memory does: the page before it, and that after it, cannot be read."""
+    page, used = mmap.PAGESIZE, -(-t.numel() * t.element_size() // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, used + 2 * page)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for guard in (start, start + page + used):
+        assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(guard), ctypes.c_size_t(page), 0) == 0
+    offset = page if first else page + used - t.numel() * t.element_size()
+    return torch.frombuffer(memory, dtype=t.dtype, count=t.numel(), offset=offset).view(t.shape).copy_(t)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mprotect as Linux has it")
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("k", [3, 5, 7])
+def test_nothing_is_read_outside(k, stride, first):
+    geometry = Geometry((stride,) * 2, (k // 2,) * 4)
+    for shape in [(1, 2, 4, 4), (2, 3, 7, 7), (1, 2, 14, 14), (1, 1, 5, 31), (1, 17, 9, 11)]:
+        x, w = (at_an_end(torch.randn(s), first) for s in (shape, (shape[1], 1, k, k)))
+        dy = at_an_end(torch.randn(shape[0], shape[1], *geometry.output(*shape[2:], k, k)), first)
+        check_forward(x, w, None, geometry)
+        check_backward(dy, x, w, geometry)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

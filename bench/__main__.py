@@ -263,7 +263,9 @@ def main(argv: list[str] | None = None) -> int:
             console.print(f"[bold yellow]no photographs[/]: {error}")
 
     stamp = datetime.datetime.fromisoformat(facts["date"]).strftime("%Y-%m-%d-%H%M%S")
-    name = "-".join([stamp, slug(facts["cpu"]), facts["isa"] or "reference", what, *filter(None, [slug(chosen.only or "")[:60]])])
+    name = "-".join(
+        [stamp, slug(facts["cpu"]), facts["isa"] or "reference", what, *filter(None, [slug(chosen.only or "")[:60]])]
+    )
     json_path = chosen.out / "results" / f"{name}.json"
     json_path.parent.mkdir(parents=True, exist_ok=True)
 

@@ -47,24 +47,6 @@ LIGHTKERNELS_INLINE void copy_row(Acc<E>* to, const E* from, int64_t count, int6
   }
 }
 
-// Even and odd elements of 2 * L values.
-template <int L, class S>
-LIGHTKERNELS_INLINE std::pair<Vec<S, L>, Vec<S, L>> split(Vec<S, L> a, Vec<S, L> b) {
-#if defined(__clang__)
-  Vec<S, L> even, odd;
-  for (int i = 0; i < L; ++i) {
-    even[i] = 2 * i < L ? a[2 * i % L] : b[2 * i % L];
-    odd[i] = 2 * i < L ? a[(2 * i + 1) % L] : b[(2 * i + 1) % L];
-  }
-  return {even, odd};
-#else
-  using I = std::conditional_t<sizeof(S) == 8, int64_t, int32_t>;
-  Vec<I, L> even{}, odd{};
-  for (int i = 0; i < L; ++i) even[i] = 2 * i, odd[i] = 2 * i + 1;
-  return {__builtin_shuffle(a, b, even), __builtin_shuffle(a, b, odd)};
-#endif
-}
-
 // Which columns of the input a staged row takes: per residue, `count` from input column `begin`, to index `skip`.
 struct StageColumns {
   int64_t skip, begin, count;
@@ -99,7 +81,7 @@ LIGHTKERNELS_INLINE void stage_rows(const Stage& stage, int64_t piece, bool clea
         const E* pair = from + even.begin + 2 * i;
         const int64_t left = iw - even.begin - 2 * i;
         const auto a = load_up_to<L>(pair, left), b = load_up_to<L>(pair + L, left - L);
-        const auto [evens, odds] = split<L, Acc<E>>(a, b);
+        const auto evens = shuffle<EvenLanes, L, Acc<E>>(a, b), odds = shuffle<OddLanes, L, Acc<E>>(a, b);
         store_up_to<L>(to + even.skip + i, evens, even.count - i);
         store_up_to<L>(to + stage.width + odd.skip + i, odds, odd.count - i);
       }

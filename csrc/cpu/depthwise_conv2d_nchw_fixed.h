@@ -10,6 +10,7 @@
 #include "../depthwise_conv2d.h"
 #include "depthwise_conv2d_geometry.h"
 #include "vec.h"
+#include "vec_lanes.h"
 
 namespace lightkernels::cpu {
 

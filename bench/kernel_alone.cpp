@@ -3,8 +3,8 @@
 //
 // make kernel-alone [ISA=avx512|avx2|base] [ARGS="batch filter layout pass"]
 //   layout: nhwc | nchw; pass: forward | backward | backward_input | backward_weight. One thread; medians of 25
-//   samples, each beside a memcpy of as many bytes (x and y together) and the same multiply-adds at the peak of
-//   csrc/cpu/machine.cpp.
+//   samples, each beside a memcpy of as many bytes (x and y together; dx too for backward) and the same multiply-adds
+//   at the peak of csrc/cpu/machine.cpp.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>

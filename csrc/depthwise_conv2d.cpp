@@ -169,18 +169,23 @@ Tensor backward_input(const Tensor& dy_, const Tensor& weight, int64_t ih, int64
   return dx;
 }
 
+// Fills what prepare_weight prepared.
+void compute_weight(const View& x, const DepthwiseConv2dParams& p, Tensor& dweight, Tensor& dbias) {
+  if (p.n > 0) {
+    return launch(x, p, machine::depthwise_conv2d_backward_weight_workspace(p),
+                  machine::depthwise_conv2d_backward_weight);
+  }
+  torch::stable::zero_(dweight);
+  torch::stable::zero_(dbias);
+}
+
 std::tuple<Tensor, Tensor> backward_weight(const Tensor& dy, const Tensor& x_, int64_t kh, int64_t kw,
                                            const Ints& stride, const Ints& padding, const Ints& dilation) {
   const View x(x_);
   DepthwiseConv2dParams p;
   auto [dweight, dbias] =
       prepare_weight("depthwise_conv2d_backward_weight", p, View(dy), x, kh, kw, stride, padding, dilation);
-  if (p.n > 0) {
-    launch(x, p, machine::depthwise_conv2d_backward_weight_workspace(p), machine::depthwise_conv2d_backward_weight);
-  } else {
-    torch::stable::zero_(dweight);
-    torch::stable::zero_(dbias);
-  }
+  compute_weight(x, p, dweight, dbias);
   return {dweight, dbias};
 }
 
@@ -195,9 +200,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& dy_, const Tensor& x_,
       prepare_weight(op, b.weight, dy, x, weight.sizes[2], weight.sizes[3], stride, padding, dilation);
   if (b.input.n * b.input.ih * b.input.iw > 0) {
     launch(x, b, machine::depthwise_conv2d_backward_workspace(b), machine::depthwise_conv2d_backward);
-    return {dx, dweight, dbias};
+  } else {
+    compute_weight(x, b.weight, dweight, dbias);
   }
-  std::tie(dweight, dbias) = backward_weight(dy_, x_, weight.sizes[2], weight.sizes[3], stride, padding, dilation);
   return {dx, dweight, dbias};
 }
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..ops.depthwise_conv2d import _backward_input_fake, _backward_weight_fake, _forward_fake
+from ..ops.depthwise_conv2d import _backward_input_fake, _backward_weight_fake, _forward_fake, both
 
 INTERPRETED = triton.knobs.runtime.interpret
 
@@ -322,6 +322,4 @@ def depthwise_conv2d_backward_weight(dy, x, kh, kw, stride, padding, dilation) -
     return dweight, dbias
 
 
-def depthwise_conv2d_backward(dy, x, weight, *geometry) -> tuple[Tensor, Tensor, Tensor]:
-    dx = depthwise_conv2d_backward_input(dy, weight, *x.shape[2:], x.shape[1], *geometry)
-    return dx, *depthwise_conv2d_backward_weight(dy, x, *weight.shape[2:], *geometry)
+depthwise_conv2d_backward = both(depthwise_conv2d_backward_input, depthwise_conv2d_backward_weight)

@@ -42,9 +42,8 @@ LIGHTKERNELS_INLINE void for_channels(int64_t begin, int64_t end, F&& f) {
 
 // --- one axis of a convolution, forward or transposed ---
 
-// Output o (of a phase) reads inputs first + o * step
-// + k * dilation for k = 0 .. count - 1, through taps tap + k * tap_step. A forward convolution has one phase; a
-// transposed one has `stride`, interleaved in the output.
+// Output o (of a phase) reads inputs first + o * step + k * dilation for k = 0 .. count - 1, through taps tap + k *
+// tap_step. A forward convolution has one phase; a transposed one has `stride`, interleaved in the output.
 struct Axis {
   int64_t count, tap, tap_step, first, step, dilation;
 
@@ -83,8 +82,7 @@ struct ChannelMap {
 
 // --- one convolution for both directions ---
 
-// `in` is convolved into `out`: forward
-// x into y, transposed y into x.
+// `in` is convolved into `out`: forward x into y, transposed y into x.
 struct Convolution {
   const void* in;
   Strides4 in_strides;
@@ -128,6 +126,63 @@ inline int64_t grain_of(const DepthwiseConv2dParams& p, int64_t units) {
 }
 
 inline int64_t acc_size(const DepthwiseConv2dParams& p) { return p.dtype == DType::kFloat64 ? 8 : 4; }
+
+// --- layers with unrolled kernels: K x K of stride S, in float32 ---
+
+inline bool is_fixed(const DepthwiseConv2dParams& p) {
+  return p.dtype == DType::kFloat32 && p.kh == p.kw && (p.kh == 3 || p.kh == 5 || p.kh == 7) &&
+         p.stride_h == p.stride_w && (p.stride_h == 1 || (p.stride_h == 2 && p.dilation_h == 1 && p.dilation_w == 1));
+}
+
+// Calls f(K, S) with the kernel size and stride of a fixed kernel as constants.
+template <class F>
+void with_fixed(const DepthwiseConv2dParams& p, F&& f) {
+  using std::integral_constant;
+  auto with_stride = [&](auto k) {
+    if (p.stride_h == 1) return f(k, integral_constant<int, 1>{});
+    f(k, integral_constant<int, 2>{});
+  };
+  if (p.kh == 3) return with_stride(integral_constant<int, 3>{});
+  if (p.kh == 5) return with_stride(integral_constant<int, 5>{});
+  with_stride(integral_constant<int, 7>{});
+}
+
+// At stride 1 the transposed convolution is a forward one, of dy with the turned kernel.
+inline DepthwiseConv2dParams turned(const DepthwiseConv2dParams& p) {
+  DepthwiseConv2dParams t = p;
+  t.x = p.y, t.x_strides = p.y_strides, t.ih = p.oh, t.iw = p.ow;
+  t.y = p.x, t.y_strides = p.x_strides, t.oh = p.ih, t.ow = p.iw;
+  t.padding_t = (p.kh - 1) * p.dilation_h - p.padding_t, t.padding_l = (p.kw - 1) * p.dilation_w - p.padding_l;
+  t.weight = static_cast<float*>(p.weight) + (p.kh - 1) * p.weight_h + (p.kw - 1) * p.weight_w;
+  t.weight_h = -p.weight_h, t.weight_w = -p.weight_w;
+  t.bias = nullptr, t.activation = Activation::kNone;
+  return t;
+}
+
+// One axis of a dilated convolution of stride 1 is `dilation` convolutions without: grid `phase` has the outputs phase,
+// phase + dilation, ... and every dilation-th input.
+struct GridAxis {
+  int64_t in_first, in, out, padding;
+
+  GridAxis(int64_t phase, int64_t dilation, int64_t in_, int64_t out_, int64_t padding_) {
+    const int64_t whole = floor_div(phase - padding_, dilation);
+    in_first = phase - padding_ - whole * dilation;
+    in = std::max<int64_t>(0, (in_ - in_first + dilation - 1) / dilation);
+    out = (out_ - phase + dilation - 1) / dilation;
+    padding = -whole;
+  }
+};
+
+// Bytes of x and y from which what comes next is fetched ahead: below, it costs more than it brings
+// (docs/measured.md).
+constexpr int64_t kFarBytes = 4 << 20;
+
+inline int64_t bytes_of(const DepthwiseConv2dParams& p) {
+  return p.n * p.c * (p.ih * p.iw + p.oh * p.ow) * size_of(p.dtype);
+}
+
+// Channels that innermost ones are worked through at a time, so that the columns two tiles share are still in L1.
+constexpr int64_t kChannelBlock = 64;
 
 // --- the two layouts, each in a file of its own: depthwise_conv2d_nhwc.cpp, depthwise_conv2d_nchw.cpp ---
 

@@ -7,20 +7,6 @@
 namespace lightkernels::cpu {
 namespace {
 
-// --- columns innermost, and any other strides ---
-
-// At stride 1 the transposed convolution is a forward one, of dy with the turned kernel.
-DepthwiseConv2dParams turned(const DepthwiseConv2dParams& p) {
-  DepthwiseConv2dParams t = p;
-  t.x = p.y, t.x_strides = p.y_strides, t.ih = p.oh, t.iw = p.ow;
-  t.y = p.x, t.y_strides = p.x_strides, t.oh = p.ih, t.ow = p.iw;
-  t.padding_t = (p.kh - 1) * p.dilation_h - p.padding_t, t.padding_l = (p.kw - 1) * p.dilation_w - p.padding_l;
-  t.weight = static_cast<float*>(p.weight) + (p.kh - 1) * p.weight_h + (p.kw - 1) * p.weight_w;
-  t.weight_h = -p.weight_h, t.weight_w = -p.weight_w;
-  t.bias = nullptr, t.activation = Activation::kNone;
-  return t;
-}
-
 template <class E>
 void convolve_typed(const DepthwiseConv2dParams& p, bool transposed, const Launch& launch) {
   if constexpr (std::is_same_v<E, float>) {

@@ -5,14 +5,13 @@ namespace lightkernels::cpu {
 namespace {
 
 // R output rows of one plane.
-template <class E>
 struct BandNchw {
-  const E* x;  // input of output (0, 0) and tap (0, 0); may lie outside the plane
+  const float* x;  // input of output (0, 0) and tap (0, 0); may lie outside the plane
   int64_t x_h;
-  int64_t dilation;  // of columns; rows that a dilated kernel does not see are no rows here
-  const E* weight;   // tap (0, 0)
+  int64_t dilation;     // of columns; rows that a dilated kernel does not see are no rows here
+  const float* weight;  // tap (0, 0)
   int64_t w_h, w_w;
-  E* y;
+  float* y;
   int64_t y_h, rows;           // of the R rows, those that exist
   int64_t row_begin, row_end;  // the band's input rows inside the plane
   int64_t x_ahead, y_ahead;    // from the band to what to fetch; 0: nothing
@@ -23,7 +22,7 @@ template <int K, int L>
 struct WeightsNchw {
   Vec<float, L> taps[K == 3 ? 9 : 1];
 
-  LIGHTKERNELS_INLINE explicit WeightsNchw(const BandNchw<float>& b) {
+  LIGHTKERNELS_INLINE explicit WeightsNchw(const BandNchw& b) {
     if constexpr (K == 3) {
       unroll<9>(LIGHTKERNELS_LAMBDA(auto j) { taps[j] = splat<L>(b.weight[j / 3 * b.w_h + j % 3 * b.w_w]); });
     }
@@ -32,7 +31,7 @@ struct WeightsNchw {
 
 // sums[i] += weight * x over all taps: row by row, with all weights in registers.
 template <int K, int S, int R, int L, bool kRows, bool kColumns>
-LIGHTKERNELS_INLINE void accumulate_rows(const BandNchw<float>& b, const WeightsNchw<K, L>& weights,
+LIGHTKERNELS_INLINE void accumulate_rows(const BandNchw& b, const WeightsNchw<K, L>& weights,
                                          const Strip<K, S, L>& strip, Vec<float, L> (&sums)[R]) {
   using V = Vec<float, L>;
   LaneRange<L> lanes[Strip<K, S, L>::kLoads];
@@ -54,8 +53,7 @@ LIGHTKERNELS_INLINE void accumulate_rows(const BandNchw<float>& b, const Weights
 
 // The same column by column: K * S weights are enough.
 template <int K, int S, int R, int L, bool kRows, bool kColumns>
-LIGHTKERNELS_INLINE void accumulate_columns(const BandNchw<float>& b, const Strip<K, S, L>& strip,
-                                            Vec<float, L> (&sums)[R]) {
+LIGHTKERNELS_INLINE void accumulate_columns(const BandNchw& b, const Strip<K, S, L>& strip, Vec<float, L> (&sums)[R]) {
   using V = Vec<float, L>;
   const float* x = b.x + strip.o * S;
   auto taps = LIGHTKERNELS_LAMBDA(auto count, int v) {
@@ -86,9 +84,8 @@ template <int L>
 }
 
 template <int K, int S, int R, int L, bool kRows, bool kColumns>
-LIGHTKERNELS_INLINE void tile_fixed(const BandNchw<float>& b, const WeightsNchw<K, L>& weights,
-                                    const Strip<K, S, L>& strip, int64_t ow, float bias, Activation activation,
-                                    const Clip<float>& clip) {
+LIGHTKERNELS_INLINE void tile_fixed(const BandNchw& b, const WeightsNchw<K, L>& weights, const Strip<K, S, L>& strip,
+                                    int64_t ow, float bias, Activation activation, const Clip<float>& clip) {
   using V = Vec<float, L>;
   V sums[R];
   unroll<R>(LIGHTKERNELS_LAMBDA(auto i) { sums[i] = splat<L>(bias); });
@@ -98,9 +95,8 @@ LIGHTKERNELS_INLINE void tile_fixed(const BandNchw<float>& b, const WeightsNchw<
     accumulate_columns<K, S, R, L, kRows, kColumns>(b, strip, sums);
   }
   if (b.x_ahead) {
-    unroll<R * S * S>(
-        LIGHTKERNELS_LAMBDA(auto i) { fetch<false>(b.x + b.x_ahead + i / S * b.x_h + strip.o * S + i % S * L); });
-    unroll<R>(LIGHTKERNELS_LAMBDA(auto i) { fetch<true>(b.y + b.y_ahead + i * b.y_h + strip.o); });
+    fetch_rows<false, R * S, S, L>(b.x + b.x_ahead + strip.o * S, b.x_h);
+    fetch_rows<true, R, 1, L>(b.y + b.y_ahead + strip.o, b.y_h);
   }
   const V low = splat<L>(clip.low), high = splat<L>(clip.high);
   if (clip.smooth) {
@@ -124,8 +120,7 @@ LIGHTKERNELS_INLINE void tile_fixed(const BandNchw<float>& b, const WeightsNchw<
 // One grid (all there is without dilation) of one plane.
 template <int K, int S, int R, int L>
 LIGHTKERNELS_INLINE void plane_fixed(const DepthwiseConv2dParams& p, const GridAxis& h, const float* x, float* y,
-                                     Strips<K, S, L, false>& strips, float bias, const Clip<float>& clip,
-                                     BandNchw<float>& b) {
+                                     Strips<K, S, L, false>& strips, float bias, const Clip<float>& clip, BandNchw& b) {
   const WeightsNchw<K, L> weights(b);
   // The last band and the last strip slide back to the plane's end.
   for (int64_t row = 0;; row = std::min(row + R, h.out - R)) {
@@ -151,7 +146,7 @@ template <int K, int S, int R, int L>
 [[gnu::noinline]] void planes_fixed(const DepthwiseConv2dParams& p, int64_t begin, int64_t end) {
   const Clip<float> clip(p.activation);
   Strips<K, S, L, false> strips(p);
-  BandNchw<float> b;
+  BandNchw b;
   b.x_h = p.x_strides.h * p.dilation_h, b.y_h = p.y_strides.h * p.dilation_h, b.dilation = p.dilation_w;
   b.w_h = p.weight_h, b.w_w = p.weight_w;
   b.x_ahead = fetch_ahead(p, R * S, p.x_strides.h), b.y_ahead = b.x_ahead ? fetch_ahead(p, R, p.y_strides.h) : 0;
@@ -172,7 +167,7 @@ template <int K, int S, int R, int L>
 
 void forward_fixed_nchw(const DepthwiseConv2dParams& p, const Launch& launch) {
   launch.parallel(p.n * p.c, grain_of(p, p.n * p.c), [&](int64_t begin, int64_t end) {
-    with_fixed_nchw(p, [&](auto k, auto s) {
+    with_fixed(p, [&](auto k, auto s) {
       with_lanes<k>(p.ow, [&](auto l) {
         // All grids of a plane before the next plane; a loop over grids among the planes would cost small ones a fifth.
         const int64_t step = p.dilation_h > 1 ? 1 : end - begin;

@@ -79,27 +79,19 @@ LIGHTKERNELS_INLINE void load_taps(const float* from, const LaneRange<L>* lanes,
   }
 }
 
-// One axis of a dilated convolution of stride 1 is `dilation` convolutions without: grid `phase` has the outputs phase,
-// phase + dilation, ... and every dilation-th input.
-struct GridAxis {
-  int64_t in_first, in, out, padding;
-
-  GridAxis(int64_t phase, int64_t dilation, int64_t in_, int64_t out_, int64_t padding_) {
-    const int64_t whole = floor_div(phase - padding_, dilation);
-    in_first = phase - padding_ - whole * dilation;
-    in = std::max<int64_t>(0, (in_ - in_first + dilation - 1) / dilation);
-    out = (out_ - phase + dilation - 1) / dilation;
-    padding = -whole;
-  }
-};
-
 // How many elements ahead of a band of `rows` rows memory is fetched: strips take a line here and there, which the
 // prefetchers of large tensors do not follow. 0: not at all, where tensors are small enough that it would only cost.
 inline int64_t fetch_ahead(const DepthwiseConv2dParams& p, int64_t rows, int64_t row_stride) {
-  constexpr int64_t kFarBytes = 4 << 20, kAheadBytes = 4096;
-  if (p.n * p.c * (p.ih * p.iw + p.oh * p.ow) * 4 < kFarBytes) return 0;
+  constexpr int64_t kAheadBytes = 4096;
+  if (bytes_of(p) < kFarBytes) return 0;
   const int64_t band = std::max<int64_t>(1, rows * row_stride);
   return (kAheadBytes / 4 + band - 1) / band * band;
+}
+
+// Fetches R rows of M vectors: to be read, or written.
+template <bool kWrite, int R, int M, int L>
+LIGHTKERNELS_INLINE void fetch_rows(const float* from, int64_t row_stride) {
+  unroll<R * M>(LIGHTKERNELS_LAMBDA(auto i) { fetch<kWrite>(from + i / M * row_stride + i % M * L); });
 }
 
 // Which plane of n * c: counted on, not divided.
@@ -120,22 +112,7 @@ struct PlaneIndex {
 // --- which kernel ---
 
 inline bool is_fixed_nchw(const DepthwiseConv2dParams& p) {
-  return p.dtype == DType::kFloat32 && p.kh == p.kw && (p.kh == 3 || p.kh == 5 || p.kh == 7) &&
-         p.stride_h == p.stride_w && p.x_strides.w == 1 && p.y_strides.w == 1 &&
-         (p.stride_h == 1 || (p.stride_h == 2 && p.dilation_h == 1 && p.dilation_w == 1));
-}
-
-// Calls f(K, S) with the kernel size and stride of a fixed kernel as constants.
-template <class F>
-void with_fixed_nchw(const DepthwiseConv2dParams& p, F&& f) {
-  using std::integral_constant;
-  auto with_stride = [&](auto k) {
-    if (p.stride_h == 1) return f(k, integral_constant<int, 1>{});
-    f(k, integral_constant<int, 2>{});
-  };
-  if (p.kh == 3) return with_stride(integral_constant<int, 3>{});
-  if (p.kh == 5) return with_stride(integral_constant<int, 5>{});
-  with_stride(integral_constant<int, 7>{});
+  return is_fixed(p) && p.x_strides.w == 1 && p.y_strides.w == 1;
 }
 
 // Calls f(L) with as many lanes as a row of `columns` fills best. Large kernels on tiny planes are not worth code of

@@ -50,9 +50,8 @@ LIGHTKERNELS_INLINE void tile_pairs(const PairBand& b, const PairStrip<K, L>& st
   V sums[2 * P][2];  // even and odd columns
   unroll<4 * P>(LIGHTKERNELS_LAMBDA(auto i) { sums[i / 2][i % 2] = V{}; });
   if (b.dy_ahead) {
-    unroll<P>(LIGHTKERNELS_LAMBDA(auto i) { fetch<false>(b.dy + b.dy_ahead + i * b.dy_h + strip.column); });
-    unroll<4 * P>(
-        LIGHTKERNELS_LAMBDA(auto i) { fetch<true>(b.dx + b.dx_ahead + i / 2 * b.dx_h + 2 * strip.t + i % 2 * L); });
+    fetch_rows<false, P, 1, L>(b.dy + b.dy_ahead + strip.column, b.dy_h);
+    fetch_rows<true, 2 * P, 2, L>(b.dx + b.dx_ahead + 2 * strip.t, b.dx_h);
   }
   unroll<P + kBefore>(LIGHTKERNELS_LAMBDA(auto r) {
     if (!kRows && (r < b.dy_begin || r >= b.dy_end)) return;
@@ -122,7 +121,7 @@ template <int K, int kOdd, int P, int L>
 
 void backward_input_fixed_nchw(const DepthwiseConv2dParams& p, const Launch& launch) {
   launch.parallel(p.n * p.c, grain_of(p, p.n * p.c), [&](int64_t begin, int64_t end) {
-    with_fixed_nchw(p, [&](auto k, auto) {
+    with_fixed(p, [&](auto k, auto) {
       with_lanes<k>((p.iw + 1) / 2, [&](auto l) {
         if (p.padding_l % 2) return planes_pairs<k, 1, kRowPairs<k>, l>(p, begin, end);
         planes_pairs<k, 0, kRowPairs<k>, l>(p, begin, end);

@@ -8,8 +8,7 @@
 
 namespace lightkernels::cpu {
 
-// sums[u] += dy . x for N
-// tap rows over `rows` output rows: x and dy are staged, dy with zeros after its row's end.
+// sums[u] += dy . x for N tap rows over `rows` output rows: x and dy are staged, dy with zeros after its row's end.
 template <int N, int L, class A>
 [[gnu::noinline]] void correlate_nchw(const A* x, int64_t x_tap, int64_t x_row, const A* dy, int64_t dy_row,
                                       int64_t rows, int64_t columns, A* sums) {

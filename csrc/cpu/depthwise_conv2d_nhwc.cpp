@@ -84,15 +84,15 @@ void for_rows(const DepthwiseConv2dParams& p, int64_t rows, int64_t channels, in
 template <class E>
 void convolve_typed(const DepthwiseConv2dParams& p, bool transposed, const Launch& launch) {
   const Convolution conv(p, transposed);
-  const Weight<E> weight = weight_of<E>(p, conv.layers, launch.workspace);
   if constexpr (std::is_same_v<E, float>) {
-    if (is_fixed(p) && !transposed) return fixed_nhwc(p, weight, launch);
-    if (is_fixed(p) && p.stride_h == 1) {
-      return fixed_nhwc(turned(p),
-                        {weight.data + (p.kh - 1) * weight.h + (p.kw - 1) * weight.w, 0, -weight.h, -weight.w}, launch);
+    if (is_fixed_nhwc(p)) {
+      const bool as_forward = transposed && p.stride_h == 1;
+      const DepthwiseConv2dParams q = as_forward ? turned(p) : p;
+      const Weight<E> weight = weight_of<E>(q, 1, launch.workspace);
+      return transposed && !as_forward ? fixed_transposed_nhwc(q, weight, launch) : fixed_nhwc(q, weight, launch);
     }
-    if (is_fixed(p)) return fixed_transposed_nhwc(p, weight, launch);
   }
+  const Weight<E> weight = weight_of<E>(p, conv.layers, launch.workspace);
   const Acc<E>* bias = transposed ? nullptr : bias_of<E>(p, static_cast<char*>(launch.workspace) + packed_bytes(p));
   const int64_t phases_h = conv.phases_h(p), phases_w = conv.phases_w(p);
   for_rows<lanes<E>()>(

@@ -6,23 +6,8 @@
 
 namespace lightkernels::cpu {
 
-inline bool is_fixed(const DepthwiseConv2dParams& p) {
-  return p.dtype == DType::kFloat32 && p.kh == p.kw && (p.kh == 3 || p.kh == 5 || p.kh == 7) &&
-         p.stride_h == p.stride_w && p.multiplier == 1 && p.c >= lanes<float>() &&
-         (p.stride_h == 1 || (p.stride_h == 2 && p.dilation_h == 1 && p.dilation_w == 1));
-}
-
-// Calls f(K, S) with the kernel size and stride of a fixed kernel as constants.
-template <class F>
-void with_fixed(const DepthwiseConv2dParams& p, F&& f) {
-  using std::integral_constant;
-  auto with_stride = [&](auto k) {
-    if (p.stride_h == 1) return f(k, integral_constant<int, 1>{});
-    f(k, integral_constant<int, 2>{});
-  };
-  if (p.kh == 3) return with_stride(integral_constant<int, 3>{});
-  if (p.kh == 5) return with_stride(integral_constant<int, 5>{});
-  with_stride(integral_constant<int, 7>{});
+inline bool is_fixed_nhwc(const DepthwiseConv2dParams& p) {
+  return is_fixed(p) && p.multiplier == 1 && p.c >= lanes<float>();
 }
 
 // --- weights as the channels-innermost kernels want them: Acc<E>, channels side by side ---
@@ -84,32 +69,16 @@ const Acc<E>* bias_of(const DepthwiseConv2dParams& p, void* workspace) {
 
 // --- one convolution as others ---
 
-// At stride 1 the transposed convolution is a forward one, of dy with the turned kernel.
-inline DepthwiseConv2dParams turned(const DepthwiseConv2dParams& p) {
-  DepthwiseConv2dParams t = p;
-  t.x = p.y, t.x_strides = p.y_strides, t.ih = p.oh, t.iw = p.ow;
-  t.y = p.x, t.y_strides = p.x_strides, t.oh = p.ih, t.ow = p.iw;
-  t.padding_t = (p.kh - 1) * p.dilation_h - p.padding_t, t.padding_l = (p.kw - 1) * p.dilation_w - p.padding_l;
-  t.bias = nullptr, t.activation = Activation::kNone;
-  return t;
-}
-
 // A convolution of dilation (dh, dw) and stride 1 is dh * dw convolutions without dilation, each on every dh-th row and
 // dw-th column. Grid (i, j) has the outputs i + dh * a, j + dw * b; without dilation there is one grid, p itself.
 inline DepthwiseConv2dParams grid_of(const DepthwiseConv2dParams& p, int64_t i, int64_t j) {
+  const GridAxis h(i, p.dilation_h, p.ih, p.oh, p.padding_t), w(j, p.dilation_w, p.iw, p.ow, p.padding_l);
   DepthwiseConv2dParams g = p;
-  auto cut = [](int64_t phase, int64_t d, int64_t& in, int64_t& out, int64_t& padding, int64_t& in_stride,
-                int64_t& out_stride) {
-    const int64_t whole = floor_div(phase - padding, d), start = phase - padding - whole * d;
-    in = (in - start + d - 1) / d, out = (out - phase + d - 1) / d;
-    padding = -whole;
-    in_stride *= d, out_stride *= d;
-    return start;
-  };
-  const int64_t row = cut(i, p.dilation_h, g.ih, g.oh, g.padding_t, g.x_strides.h, g.y_strides.h);
-  const int64_t column = cut(j, p.dilation_w, g.iw, g.ow, g.padding_l, g.x_strides.w, g.y_strides.w);
-  g.x = static_cast<float*>(p.x) + row * p.x_strides.h + column * p.x_strides.w;
+  g.x = static_cast<float*>(p.x) + h.in_first * p.x_strides.h + w.in_first * p.x_strides.w;
   g.y = static_cast<float*>(p.y) + i * p.y_strides.h + j * p.y_strides.w;
+  g.ih = h.in, g.iw = w.in, g.oh = h.out, g.ow = w.out, g.padding_t = h.padding, g.padding_l = w.padding;
+  g.x_strides.h *= p.dilation_h, g.x_strides.w *= p.dilation_w;
+  g.y_strides.h *= p.dilation_h, g.y_strides.w *= p.dilation_w;
   g.dilation_h = g.dilation_w = 1;
   return g;
 }

@@ -101,7 +101,7 @@ int64_t sum_both(const DepthwiseConv2dParams& input, const DepthwiseConv2dParams
   int64_t chunk_count = 1;
   with_fixed(p, [&](auto k, auto s) {
     constexpr int K = k, S = s, L = lanes<float>();
-    if constexpr (kSweepsBoth<K, S>) {
+    if constexpr (kSweepsBoth<K>) {
       const int64_t first = std::min<int64_t>(0, floor_div(p.padding_t, S));
       const int64_t groups = std::max(p.oh, floor_div(p.ih + p.padding_t - 1, S) + 1) - first;
       const int64_t rows = sweep_rows(p, groups), bands = (groups + rows - 1) / rows;
@@ -159,7 +159,7 @@ void backward_weight_nhwc(const DepthwiseConv2dParams& p, const Launch& launch) 
     using E = decltype(type);
     auto* sums = static_cast<Acc<E>*>(launch.workspace);
     if constexpr (std::is_same_v<E, float>) {
-      if (is_fixed(p)) return finish<E>(p, sums, sum_fixed(p, sums, launch), launch);
+      if (is_fixed_nhwc(p)) return finish<E>(p, sums, sum_fixed(p, sums, launch), launch);
     }
     finish<E>(p, sums, sum_any<E>(p, sums, launch), launch);
   });
@@ -167,7 +167,7 @@ void backward_weight_nhwc(const DepthwiseConv2dParams& p, const Launch& launch) 
 
 // Narrow rows are all edges: two kernels with tiles of their own are faster (docs/measured.md).
 bool sweeps_both_nhwc(const DepthwiseConv2dParams& p) {
-  return kSweepsBoth<3, 1> && is_fixed(p) && p.kh == 3 && p.dilation_h == 1 && p.dilation_w == 1 && p.ow > 8;
+  return kSweepsBoth<3> && is_fixed_nhwc(p) && p.kh == 3 && p.dilation_h == 1 && p.dilation_w == 1 && p.ow > 8;
 }
 
 int64_t backward_nhwc_workspace(const DepthwiseConv2dParams& p) { return sums_bytes(p) + packed_bytes(p); }

@@ -12,7 +12,7 @@
 namespace lightkernels::cpu {
 
 // Do the weights, their gradient and the window of dy fit the registers?
-template <int K, int S>
+template <int K>
 constexpr bool kSweepsBoth = kRegisters == 32 && K == 3;
 
 // One group of rows of one image, L channels.

@@ -12,15 +12,11 @@ namespace lightkernels::cpu {
 
 // --- a K x K kernel, stride S, no dilation: tiles of R x T outputs, everything in them unrolled ---
 
-// Rows x columns of a tile, by what fits the registers (docs/measured.md has the other shapes
-// that were tried).
+// Rows x columns of a tile, by what fits the registers (docs/measured.md has the other shapes that were tried).
 template <int K, int S>
 constexpr int kTileRows = kRegisters == 32 ? (K == 3 ? 4 : 2) : (K == 3 ? 2 : 1);
 template <int K, int S>
 constexpr int kTileColumns = kRegisters == 32 ? (K == 3 ? 4 : 7) : (K == 3 ? (S == 1 ? 4 : 3) : 7);
-
-// Channels that a band is worked through at a time, so that the columns two tiles share are still in L1.
-constexpr int64_t kChannelBlock = 64;
 
 template <int L, class F>
 LIGHTKERNELS_INLINE void for_channel_blocks(int64_t channels, F&& f) {
@@ -51,13 +47,8 @@ struct BandNhwc {
   bool stream;  // store past the caches: they are too large for L3, and y's lines are whole
 };
 
-// Bytes of x and y from which the next band is fetched ahead, and from which y goes past the caches: below, it costs
-// more than it brings (docs/measured.md).
-constexpr int64_t kFarBytes = 4 << 20, kStreamBytes = 16 << 20;
-
-inline int64_t bytes_of(const DepthwiseConv2dParams& p) {
-  return p.n * p.c * (p.ih * p.iw + p.oh * p.ow) * size_of(p.dtype);
-}
+// Bytes of x and y from which y goes past the caches: below, it costs more than it brings (docs/measured.md).
+constexpr int64_t kStreamBytes = 16 << 20;
 
 inline bool streams_output(const DepthwiseConv2dParams& p) {
   const Strides4& s = p.y_strides;

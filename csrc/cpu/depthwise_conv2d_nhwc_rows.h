@@ -10,7 +10,7 @@
 namespace lightkernels::cpu {
 
 // Channels that a row is worked through at a time: few where the kernel is large, so that its weights stay cached.
-inline int64_t channel_block(const DepthwiseConv2dParams& p) { return p.kh * p.kw > 64 ? 16 : 64; }
+inline int64_t channel_block(const DepthwiseConv2dParams& p) { return p.kh * p.kw > 64 ? 16 : kChannelBlock; }
 
 // L values for output channels [c, c + L).
 template <int L, class E>

@@ -30,8 +30,7 @@ LIGHTKERNELS_INLINE void store_rest(S* p, Vec<S, L> v, int done) {
 
 // --- gradient of a K x K kernel's weight, stride S ---
 
-// Kernel rows that are summed together, by what
-// fits the registers.
+// Kernel rows that are summed together, by what fits the registers.
 template <int K>
 constexpr int kSweepRows = kRegisters == 32 ? (K == 7 ? 3 : K) : (K == 3 ? 3 : 1);
 

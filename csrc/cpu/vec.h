@@ -219,39 +219,20 @@ LIGHTKERNELS_INLINE Vec<S, L> splat(S s) {
   return s - Vec<S, L>{};  // s - 0 is s, which the compiler knows; s + 0 is not where s is -0
 }
 
-// The larger of bound and v, the smaller of both; v where it is NaN. One instruction, which GCC makes four of where it
-// is written as a comparison of vectors.
-template <class V>
-LIGHTKERNELS_INLINE V at_least(V bound, V v) {
-#if defined(__AVX512F__)
-  if constexpr (std::is_same_v<V, Vec<float, 16>>) return (V)_mm512_max_ps((__m512)bound, (__m512)v);
-#endif
-#if defined(__AVX2__)
-  if constexpr (std::is_same_v<V, Vec<float, 8>>) return (V)_mm256_max_ps((__m256)bound, (__m256)v);
-#endif
-#if defined(__SSE2__)
-  if constexpr (std::is_same_v<V, Vec<float, 4>>) return (V)_mm_max_ps((__m128)bound, (__m128)v);
-#endif
-  return v < bound ? bound : v;
-}
-template <class V>
-LIGHTKERNELS_INLINE V at_most(V bound, V v) {
-#if defined(__AVX512F__)
-  if constexpr (std::is_same_v<V, Vec<float, 16>>) return (V)_mm512_min_ps((__m512)bound, (__m512)v);
-#endif
-#if defined(__AVX2__)
-  if constexpr (std::is_same_v<V, Vec<float, 8>>) return (V)_mm256_min_ps((__m256)bound, (__m256)v);
-#endif
-#if defined(__SSE2__)
-  if constexpr (std::is_same_v<V, Vec<float, 4>>) return (V)_mm_min_ps((__m128)bound, (__m128)v);
-#endif
-  return v > bound ? bound : v;
-}
-
-// NaN stays NaN.
+// NaN stays NaN. Two instructions, of which GCC makes eight where they are written as comparisons of vectors.
 template <class V>
 LIGHTKERNELS_INLINE V clamp(V v, V low, V high) {
-  return at_most(high, at_least(low, v));
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<V, Vec<float, 16>>) return _mm512_min_ps(high, _mm512_max_ps(low, v));
+#endif
+#if defined(__AVX2__)
+  if constexpr (std::is_same_v<V, Vec<float, 8>>) return _mm256_min_ps(high, _mm256_max_ps(low, v));
+#endif
+#if defined(__SSE2__)
+  if constexpr (std::is_same_v<V, Vec<float, 4>>) return _mm_min_ps(high, _mm_max_ps(low, v));
+#endif
+  v = v < low ? low : v;
+  return v > high ? high : v;
 }
 
 template <class V>
@@ -297,8 +278,7 @@ inline void finish_streams() {
 
 // --- activations ---
 
-// exp by 2^n *
-// e^r with |r| <= ln2 / 2: Taylor in Horner form, degree 7 in float (0.6 ulp), 13 in double.
+// exp by 2^n * e^r with |r| <= ln2 / 2: Taylor in Horner form, degree 7 in float (0.6 ulp), 13 in double.
 template <class S, int L>
 LIGHTKERNELS_INLINE Vec<S, L> exp(Vec<S, L> x) {
   constexpr bool kDouble = std::is_same_v<S, double>;

@@ -111,13 +111,17 @@ def _backward_weight_fake(dy, x, kh, kw, stride, padding, dilation):
     return dweight, dweight.new_empty(dy.shape[1])
 
 
-def _backward_fake(dy, x, weight, stride, padding, dilation):
-    if x.dim() != 4:
-        raise RuntimeError(f"depthwise_conv2d_backward: x must have shape [n, c, h, w], got {list(x.shape)}")
-    _, c, ih, iw = x.shape
-    dx = _backward_input_fake(dy, weight, ih, iw, c, stride, padding, dilation)
-    kh, kw = weight.shape[2:]
-    return dx, *_backward_weight_fake(dy, x, kh, kw, stride, padding, dilation)
+def both(backward_input, backward_weight):
+    """The op of all gradients from the two ops of one each: of fakes, references, Triton's."""
+
+    def backward(dy, x, weight, stride, padding, dilation):
+        if x.dim() != 4:
+            raise RuntimeError(f"depthwise_conv2d_backward: x must have shape [n, c, h, w], got {list(x.shape)}")
+        _, c, ih, iw = x.shape
+        dx = backward_input(dy, weight, ih, iw, c, stride, padding, dilation)
+        return dx, *backward_weight(dy, x, *weight.shape[2:], stride, padding, dilation)
+
+    return backward
 
 
 # --- reference --------------------------------------------------------------------------------------------------------
@@ -167,14 +171,6 @@ def _backward_weight_reference(dy, x, kh, kw, stride, padding, dilation):
     dy, x = _plain(dy), _plain(x)
     dw = _convolution_backward(dy, _pad(x, padding), _plain(dweight), stride, dilation, [False, True, False])[1]
     return dweight.copy_(dw), dbias.copy_(dy.sum((0, 2, 3)))
-
-
-def _backward_reference(dy, x, weight, stride, padding, dilation):
-    _backward_fake(dy, x, weight, stride, padding, dilation)
-    _, c, ih, iw = x.shape
-    kh, kw = weight.shape[2:]
-    dx = _backward_input_reference(dy, weight, ih, iw, c, stride, padding, dilation)
-    return dx, *_backward_weight_reference(dy, x, kh, kw, stride, padding, dilation)
 
 
 # --- derivatives ------------------------------------------------------------------------------------------------------
@@ -354,8 +350,8 @@ backward_weight = _op.register(
 backward = _op.register(
     f"depthwise_conv2d_backward(Tensor dy, Tensor x, Tensor weight, {GEOMETRY}) "
     "-> (Tensor dx, Tensor dweight, Tensor dbias)",
-    reference=_backward_reference,
-    fake=_backward_fake,
+    reference=both(_backward_input_reference, _backward_weight_reference),
+    fake=both(_backward_input_fake, _backward_weight_fake),
     setup_context=_backward_setup,
     backward=_backward_backward,
     vmap=_backward_vmap,

@@ -299,6 +299,24 @@ def test_planes_of_any_size(k, stride, dilation):
                 check_all((2, 2, height, size), 2, (k, k), geometry, activation="relu6")
 
 
+@pytest.mark.parametrize("dilation", [(2, 2), (1, 4), (3, 5), (2, 16), (1, 31), (1, 32)])
+@pytest.mark.parametrize("c", [32, 33, 40, 96])
+def test_dilated_columns_that_meet_in_the_cache(c, dilation):
+    """Channels of 512, so that columns lie powers of two apart, and an image that ends within a band of four rows."""
+
+    def sliced(*shape):
+        return torch.randn(*shape, 512)[..., 3 : 3 + c].permute(0, 3, 1, 2)
+
+    (dh, dw), w, b = dilation, torch.randn(c, 1, 3, 3), torch.randn(c)
+    for rows, top, left in [(4, 1, 1), (7, 0, 2), (5, 2, 0)]:
+        geometry = Geometry((1, 1), (top * dh, dh, left * dw + 1, dw), dilation)
+        x = sliced(2, rows * dh + 1, 4 * dw + 3)
+        oh, ow = geometry.output(*x.shape[2:], 3, 3)
+        for activation in ["relu6", "silu"]:
+            check_forward(x, w, b, geometry, activation)
+        check_backward(sliced(2, oh, ow), x, w, geometry)
+
+
 def at_an_end(t: Tensor, first: bool) -> Tensor:
     """A copy that begins, or ends, where memory does: the page before it, and that after it, cannot be read."""
     page, used = mmap.PAGESIZE, -(-t.numel() * t.element_size() // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -4,6 +4,7 @@
 // for each of the s * s phases of dx, each with the taps that reach it. So forward and backward share all kernels.
 #include "depthwise_conv2d_nhwc.h"
 
+#include "depthwise_conv2d_nhwc_ring.h"
 #include "depthwise_conv2d_nhwc_rows.h"
 
 namespace lightkernels::cpu {
@@ -13,10 +14,10 @@ void fixed_nhwc(const DepthwiseConv2dParams& p, const Weight<float>& weight, con
   with_fixed(p, [&](auto k, auto s) {
     constexpr int K = k, S = s;
     const bool streams = S == 1 && streams_output(p);
-    auto bands = [&](auto rows, auto kernel) {
+    auto bands = [&](const DepthwiseConv2dParams& q, auto rows, auto kernel) {
       constexpr int R = rows;
-      launch.parallel(bands_of(p, R), grain_of(p, bands_of(p, R)), [&](int64_t begin, int64_t end) {
-        for_bands(p, R, begin, end, [&](const DepthwiseConv2dParams& grid, int64_t n, int64_t oh) {
+      launch.parallel(bands_of(q, R), grain_of(q, bands_of(q, R)), [&](int64_t begin, int64_t end) {
+        for_bands(q, R, begin, end, [&](const DepthwiseConv2dParams& grid, int64_t n, int64_t oh) {
           BandNhwc<float> band = band_of<K, S, R, float>(grid, n, oh);
           band.weight = weight.data, band.w_h = weight.h, band.w_w = weight.w;
           band.bias = static_cast<const float*>(p.bias), band.far = bytes_of(p) > kFarBytes;
@@ -26,12 +27,21 @@ void fixed_nhwc(const DepthwiseConv2dParams& p, const Weight<float>& weight, con
         if (streams) finish_streams();
       });
     };
-    if constexpr (K == 3 && kRegisters == 32) {
-      if (p.ow >= kSweepColumns && p.dilation_h == 1 && p.dilation_w == 1) {
-        return bands(std::integral_constant<int, kSweepBandRows>{}, band_sweep_nhwc<K, S, kSweepBandRows, float>);
+    if constexpr (K == 3 && S == 1) {
+      if (rings_nhwc(p)) {
+        DepthwiseConv2dParams rows = p;
+        rows.dilation_w = 1;
+        return bands(rows, std::integral_constant<int, kRingRows>{},
+                     [&](const BandNhwc<float>& band) { band_ring_nhwc(band, p.dilation_w); });
       }
     }
-    bands(std::integral_constant<int, kTileRows<K, S>>{}, band_nhwc<K, S, kTileRows<K, S>, kTileColumns<K, S>, float>);
+    if constexpr (K == 3 && kRegisters == 32) {
+      if (p.ow >= kSweepColumns && p.dilation_h == 1 && p.dilation_w == 1) {
+        return bands(p, std::integral_constant<int, kSweepBandRows>{}, band_sweep_nhwc<K, S, kSweepBandRows, float>);
+      }
+    }
+    bands(p, std::integral_constant<int, kTileRows<K, S>>{},
+          band_nhwc<K, S, kTileRows<K, S>, kTileColumns<K, S>, float>);
   });
 }
 

@@ -30,6 +30,7 @@ ACTIVATIONS = {
     "silu": lambda: nn.SiLU(inplace=True),
     "hardswish": lambda: nn.Hardswish(inplace=True),
 }
+KINKS = {"relu": (0,), "relu6": (0, 6), "hardswish": (-3, 3)}
 # Layers whose backward pass belongs to a quick run; a full one has the whole list of peers.
 QUICK_BACKWARD = ("dw3x3 s1 144x56", "dw3x3 s2 144x56", "dw5x5 240x28", "dw7x7 384x14", "dw3x3 d2 256x32")
 
@@ -53,12 +54,20 @@ class Layer:
         self.bias = torch.randn(c, generator=generator)
         size = [floors.output_size(shape[s], *(shape[g] for g in ("k", "stride", "dilation", "padding"))) for s in "hw"]
         self.dy = torch.randn(batch, c, *size, generator=generator)
+        if direction == "step":
+            self._spare_kinks()
 
     def _conv(self, module: type[nn.Conv2d], **more) -> nn.Conv2d:
         s = self.shape
         conv = module(s["c"], s["c"], s["k"], s["stride"], s["padding"], dilation=s["dilation"], groups=s["c"], **more)
         conv.load_state_dict({"weight": self.weight, "bias": self.bias})
         return conv.train(self.direction != "forward")
+
+    def _spare_kinks(self) -> None:
+        """No gradient comes in where the activation bends: there, rounding decides which side's slope is right."""
+        z = self._conv(nn.Conv2d).double()(self.x.double()).detach()
+        for kink in KINKS.get(self.activation, ()):
+            self.dy[(z - kink).abs() < 1e-4] = 0
 
     def plain(self) -> nn.Sequential:
         """As a user writes it."""

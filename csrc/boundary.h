@@ -16,7 +16,9 @@
 #include "launch.h"
 
 #ifdef LIGHTKERNELS_CUDA
+#ifndef LIGHTKERNELS_DISPATCH_KEY  // tests/ptx_on_cpu/cuda.py names another, so that CPU tensors can be sent there
 #define LIGHTKERNELS_DISPATCH_KEY CUDA
+#endif
 // Lives in libtorch_cuda, which a CPU-only torch lacks: weak, so that this library loads there too.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
 #else

@@ -2,7 +2,7 @@
 #pragma once
 
 #ifdef LIGHTKERNELS_CUDA_ON_CPU
-#include <cuda_on_cpu.h>  // the tests' stand-in: CUDA's vocabulary for g++, and a launch_kernel that runs it
+#include <cuda_on_cpu.h>  // the tests' stand-in: a launch_kernel that has Python run the kernel's PTX
 #else
 
 #include <cuda_bf16.h>

@@ -69,7 +69,7 @@ def _ninja_file(archs: set[int]) -> str:
     torch_folder = Path(torch.__file__).parent
     target = re.search(r"-DTORCH_TARGET_VERSION=\w+", (ROOT / "setup.py").read_text())[0]
     cuda = f"{compiler} -std=c++17 -Icsrc -MD -MF $out.d $in -o $out"
-    host = "-fPIC -fvisibility=hidden"
+    host, of_nvcc = "-fPIC -fvisibility=hidden", "-Xcompiler -fPIC,-fvisibility=hidden"
     wrap = "-Xlinker --wrap=aoti_torch_empty_strided -Xlinker -z -Xlinker defs"
     here = Path(__file__).resolve().parent.relative_to(ROOT)
     lines = [
@@ -78,8 +78,8 @@ def _ninja_file(archs: set[int]) -> str:
         f"  command = g++ -std=c++17 -O1 -g1 {host} {target} -DLIGHTKERNELS_CUDA -DLIGHTKERNELS_DISPATCH_KEY={KEY} "
         f"-Wno-psabi -Icsrc -isystem {torch_folder}/include -MMD -MF $out.d -c $in -o $out # {torch.__version__}",
         "rule host",  # kernels are stubs here, whatever architecture they are for
-        f"  command = {cuda} -c -arch=compute_80 -DLIGHTKERNELS_CUDA_ON_CPU -I{here} -Xcompiler {host.replace(' ', ',')}"
-        f" # {release}",  # so that another release has another command
+        f"  command = {cuda} -c -arch=compute_80 -DLIGHTKERNELS_CUDA_ON_CPU -I{here} {of_nvcc} "
+        f"# {release}",  # so that another release has another command
         "rule ptx",
         f"  command = {cuda} -O3 -arch=sm_$arch -ptx -lineinfo # {release}",
         "rule library",
@@ -216,6 +216,13 @@ class Launch(NamedTuple):
     shared: int  # dynamic, in bytes
 
 
+class _Span(NamedTuple):  # of memory that holds values
+    begin: int
+    end: int
+    itemsize: int
+    name: str
+
+
 class _TrackWritten(TorchDispatchMode):
     """What torch itself computes while the boundary runs (a compacted bias, zeros) is memory that holds values."""
 
@@ -241,6 +248,7 @@ class Session:
         self.memory = Memory() if memory is None else memory
         self._owns_memory = memory is None
         self._report: Any = None
+        self._spans: list[_Span] = []
         self._error: BaseException | None = None
 
     @property
@@ -263,6 +271,7 @@ class Session:
                 raise RuntimeError(f"{name} is called outside of its `with ptx_on_cpu.cuda.device()` block")
             if self._owns_memory:
                 self.memory.clear()  # the last call's tensors may be gone, and others where they were
+            self._spans = []
             for argument, value in [*zip(argument_names, args), *kwargs.items()]:
                 self._track(value, argument)
             self._error = None
@@ -291,14 +300,22 @@ class Session:
             library._destroy()
 
     def _track(self, values: Any, name: str) -> None:
+        """Memory that holds values: all that a view spans, and as one where tensors overlap (dy may be a part of x)."""
         for tensor in tree_iter(values):
             if isinstance(tensor, Tensor) and tensor.device.type == "cpu" and tensor.numel():
+                begin, itemsize, label = tensor.data_ptr(), tensor.element_size(), name
                 span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
-                itemsize = tensor.element_size()
-                self.memory.track(tensor.data_ptr(), span * itemsize, itemsize, name=name, initialised=True)
+                end = begin + span * itemsize
+                for other in [o for o in self._spans if o.begin < end and begin < o.end]:
+                    self._spans.remove(other)
+                    begin, end, itemsize = min(begin, other.begin), max(end, other.end), min(itemsize, other.itemsize)
+                    label = other.name if other.name == label else f"{other.name} and {label}"
+                self._spans.append(_Span(begin, end, itemsize, label))
+                self.memory.track(begin, end - begin, itemsize, name=label, initialised=True)
 
     def _allocated(self, data: int | None, nbytes: int, itemsize: int) -> None:
         if data and nbytes:
+            self._spans = [o for o in self._spans if o.end <= data or data + nbytes <= o.begin]
             self.memory.track(data, nbytes, itemsize, name="memory of the boundary", initialised=False)
 
     def _launch(self, launch: _Launch) -> None:

@@ -55,11 +55,9 @@ class Finding:
     times: int
 
     def __str__(self) -> str:
-        place = f" ({self.source})" if self.source else ""
-        return (
-            f"{self.kind}: {self.kernel}, block {self.block}, thread {self.thread}, PTX line {self.line}{place}: {self.text}"
-            + (f" [{self.times} times]" if self.times > 1 else "")
-        )
+        place = f"PTX line {self.line}" + (f" ({self.source})" if self.source else "")
+        times = f" [{self.times} times]" if self.times > 1 else ""
+        return f"{self.kind}: {self.kernel}, block {self.block}, thread {self.thread}, {place}: {self.text}{times}"
 
 
 @dataclass
@@ -88,8 +86,11 @@ def _added(a: dict, b: dict) -> dict:
 def _span(value) -> tuple[int, int, int]:
     """Address, bytes and itemsize of what a tensor's or array's elements span."""
     if isinstance(value, np.ndarray):
-        low, high = np.lib.array_utils.byte_bounds(value) if hasattr(np.lib, "array_utils") else np.byte_bounds(value)
-        return low, (high - low if value.size else 0), value.itemsize
+        if not value.size:
+            return value.ctypes.data, 0, value.itemsize
+        ends = [(size - 1) * stride for size, stride in zip(value.shape, value.strides)]
+        low = value.ctypes.data + sum(end for end in ends if end < 0)
+        return low, value.ctypes.data + sum(end for end in ends if end > 0) + value.itemsize - low, value.itemsize
     if value.device.type != "cpu":
         raise TypeError(f"tensors must be on the CPU, got one on {value.device}")
     if not value.numel():
@@ -112,8 +113,9 @@ class Memory:
     def track(
         self, what, nbytes: int | None = None, itemsize: int = 4, name: str = "", initialised: bool = True
     ) -> None:
-        """Allows accesses to a CPU tensor, an array, or `nbytes` at an address. Not initialised: a read of what no kernel
-        has written is a finding."""
+        """Allows accesses to a CPU tensor, an array, or `nbytes` at an address.
+
+        Not initialised: a read of what no kernel has written is a finding."""
         if _is_array(what):
             address, nbytes, itemsize = _span(what)
             self._kept.append(what)
@@ -231,10 +233,11 @@ class Kernel:
                 raise TypeError("a pointer does not fit")
             if value is None:
                 return bytes(8)
-            address, nbytes, itemsize = _span(value)
+            address, nbytes, _ = _span(value)
             if nbytes and not memory.holds(address):
                 memory.track(value, name=param.name)
-            return address.to_bytes(8, "little")
+            pointer = value.ctypes.data if isinstance(value, np.ndarray) else value.data_ptr()
+            return pointer.to_bytes(8, "little")
         if isinstance(value, (bool, np.bool_)):
             value = int(value)
         if isinstance(value, (float, np.floating)):

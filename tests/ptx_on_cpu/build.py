@@ -15,17 +15,8 @@ from types import ModuleType
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-# No fused multiply-add that the PTX does not ask for; signed overflow wraps. For this machine: it is built where it runs.
-FLAGS = [
-    "-std=c++20",
-    "-O2",
-    "-ftree-vectorize",
-    "-march=native",
-    "-fwrapv",
-    "-ffp-contract=off",
-    "-fPIC",
-    "-fvisibility=hidden",
-]
+# No fused multiply-add that the PTX does not ask for; signed overflow wraps. It is built where it runs.
+FLAGS = "-std=c++20 -O2 -ftree-vectorize -march=native -fwrapv -ffp-contract=off -fPIC -fvisibility=hidden".split()
 
 
 def folder(*parts: str) -> Path:

@@ -249,7 +249,8 @@ class Program:
             ) from None
         except ValueError as error:
             raise ptx.Malformed(
-                f"{self.entry.name}, PTX line {statement.line}: `{statement.opcode} {', '.join(statement.operands)}`: {error}"
+                f"{self.entry.name}, PTX line {statement.line}: "
+                f"`{statement.opcode} {', '.join(statement.operands)}`: {error}"
             ) from None
 
     def known(self, labels: list[str]) -> list[str]:
@@ -288,8 +289,8 @@ def only(words: list[str], allowed: set[str]) -> None:
 FLOATS = {"f16", "bf16", "f32", "f64", "f16x2", "bf16x2", "f32x2"}
 
 
-@opcode("add", "sub", "mul", "mad", "fma", "div", "rem", "min", "max", "neg", "abs", "sad", "rcp", "sqrt", "rsqrt", "ex2",
-        "lg2", "sin", "cos", "tanh", "copysign")  # fmt: skip
+@opcode("add", "sub", "mul", "mad", "fma", "div", "rem", "min", "max", "neg", "abs", "sad", "rcp", "sqrt", "rsqrt",
+        "ex2", "lg2", "sin", "cos", "tanh", "copysign")  # fmt: skip
 def arithmetic(p: Program, words: list[str], operands: list[str]) -> None:
     types = types_in(words)
     if len(types) == 2 and types[0] == "f32" and types[1] in ("f16", "bf16"):  # halves into a float sum
@@ -326,7 +327,7 @@ def arithmetic(p: Program, words: list[str], operands: list[str]) -> None:
     handler = ".".join([base, *modifiers, type])
     if not _runtime.knows(handler):
         raise KeyError(handler)
-    p.emit(handler, [p.write(operands[0], type), *(p.read(o, type) for o in operands[1:])], kind)
+    return p.emit(handler, [p.write(operands[0], type), *(p.read(o, type) for o in operands[1:])], kind)
 
 
 @opcode("addc", "subc", "madc")
@@ -352,7 +353,9 @@ def logic(p: Program, words: list[str], operands: list[str]) -> None:
                 raise KeyError("!")
             reads.append(offset)
         return p.emit(f"{words[0]}.pred", [p.write(operands[0], "pred"), *reads], INT)
-    p.emit(f"{words[0]}.{fits(type)}", [p.write(operands[0], type), *(p.read(o, type) for o in operands[1:])], INT)
+    return p.emit(
+        f"{words[0]}.{fits(type)}", [p.write(operands[0], type), *(p.read(o, type) for o in operands[1:])], INT
+    )
 
 
 @opcode("shl", "shr")
@@ -393,7 +396,7 @@ def bits(p: Program, words: list[str], operands: list[str]) -> None:
     only(modifiers, {"shiftamt"})
     named = type if base == "bfind" else unsigned
     result = type if base == "brev" else "u32"
-    p.emit(
+    return p.emit(
         f"{base}.{named}",
         [p.write(operands[0], result), p.read(operands[1], type)],
         INT,
@@ -416,7 +419,7 @@ def move(p: Program, words: list[str], operands: list[str]) -> None:
             return p.emit(f"unpack.u{8 * size}", offsets, MOVE, vector=len(parts))
         offsets = [p.write(to, type)] + [p.read(o, part) for o in parts]
         return p.emit(f"pack.u{8 * size}", offsets, MOVE, vector=len(parts))
-    p.emit(f"mov.{fits(type)}", [p.write(to, type), p.read(source, type)], MOVE)
+    return p.emit(f"mov.{fits(type)}", [p.write(to, type), p.read(source, type)], MOVE)
 
 
 @opcode("selp")
@@ -514,7 +517,7 @@ def convert(p: Program, words: list[str], operands: list[str]) -> None:
         if declared is None or declared == "pred" or BYTES[declared] < BYTES[to]:
             raise ValueError(f"`{operands[0]}` does not hold .{to}")
         result, result_size = p.registers[operands[0]][0], BYTES[declared]
-    p.emit(f"cvt.{to}.{source}", [result, offset], SPECIAL if to in FLOATS or source in FLOATS else INT,
+    return p.emit(f"cvt.{to}.{source}", [result, offset], SPECIAL if to in FLOATS or source in FLOATS else INT,
            mode=mode, bytes=size, reg_bytes=result_size)  # fmt: skip
 
 
@@ -551,10 +554,11 @@ def access(p: Program, words: list[str], operands: list[str]) -> None:
             raise ValueError(f"`{register}` is not a register")
         offsets.append(offset)
         size = width
-    if space == "shared":
+    if space in ("shared", "generic"):
         p.granule = min(p.granule, BYTES[type] * vector)
-    p.emit("store" if is_store else "load", offsets, MEMORY if space != "param" else MOVE, bytes=BYTES[type], reg_bytes=size,
-           vector=vector, signed=type[0] == "s", **p.address(where, space))  # fmt: skip
+    handler, kind = "store" if is_store else "load", MOVE if space == "param" else MEMORY
+    p.emit(handler, offsets, kind, bytes=BYTES[type], reg_bytes=size, vector=vector, signed=type[0] == "s",
+           **p.address(where, space))  # fmt: skip
 
 
 @opcode("atom", "red")
@@ -623,7 +627,7 @@ def barrier(p: Program, words: list[str], operands: list[str]) -> None:
         return p.emit("bar.warp", [], CONTROL, members=p.read(operands[0], "u32"))
     only(words[1:], {"sync", "aligned", "cta"})
     count = p.read(operands[1], "u32") if len(operands) > 1 else _runtime.NONE
-    p.emit("bar", [p.read(operands[0], "u32"), count], CONTROL)
+    return p.emit("bar", [p.read(operands[0], "u32"), count], CONTROL)
 
 
 @opcode("shfl")
@@ -695,7 +699,7 @@ def copy_async(p: Program, words: list[str], operands: list[str]) -> None:
     if source["address_bytes"] != 8 or not to["address_bytes"]:
         raise KeyError("an address that is not a register")
     size = p.read(operands[3], "u32") if len(operands) > 3 and "L2::cache_hint" not in words else _runtime.NONE
-    p.emit("cp.async", [to["address"], source["address"], size, 0, source["immediate"] & 0xFFFFFFFF], MEMORY,
+    return p.emit("cp.async", [to["address"], source["address"], size, 0, source["immediate"] & 0xFFFFFFFF], MEMORY,
            space=SPACES["shared"], bytes=int(operands[2], 0), immediate=to["immediate"],
            address_bytes=to["address_bytes"])  # fmt: skip
 

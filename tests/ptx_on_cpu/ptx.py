@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 BYTES = {
     **{f"{kind}{bits}": bits // 8 for kind in "bus" for bits in (8, 16, 32, 64)},
-    **{"f16": 2, "bf16": 2, "f32": 4, "f64": 8, "f16x2": 4, "bf16x2": 4, "f32x2": 8, "tf32": 4, "b128": 16},
-}
+    "f16": 2, "bf16": 2, "f32": 4, "f64": 8, "f16x2": 4, "bf16x2": 4, "f32x2": 8, "tf32": 4, "b128": 16,
+}  # fmt: skip
 IDENTIFIER = r"[%$A-Za-z_][\w$]*"
 
 

@@ -16,7 +16,7 @@ from types import ModuleType
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 # No fused multiply-add that the PTX does not ask for; signed overflow wraps. It is built where it runs.
-FLAGS = "-std=c++20 -O2 -ftree-vectorize -march=native -fwrapv -ffp-contract=off -fPIC -fvisibility=hidden".split()
+FLAGS = "-std=c++20 -O2 -ftree-vectorize -march=native -fwrapv -ffp-contract=off -fPIC -fvisibility=hidden"
 
 
 def folder(*parts: str) -> Path:
@@ -41,7 +41,7 @@ def runtime() -> ModuleType:
     compiler = os.environ.get("CXX", "g++")
     sources = sorted((HERE / "runtime").glob("*.cpp"))
     includes = [pybind11.get_include(), sysconfig.get_paths()["include"]]
-    flags = " ".join([*FLAGS, *(f"-isystem {path}" for path in includes)])
+    flags = " ".join([FLAGS, *(f"-isystem {path}" for path in includes)])
     suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
     key = hashlib.sha256(f"{compiler} {flags} {suffix}".encode()).hexdigest()[:12]
     where = folder("runtime", key)

@@ -31,10 +31,11 @@ from triton.backends.driver import DriverBase
 from triton.runtime import _allocation
 from triton.runtime.autotuner import Autotuner, Config
 
+from . import Memory, Module, Report
+
 WARP = 32
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}  # bytes a block may have at most
 MULTIPROCESSORS = {80: 108, 90: 132, 100: 148, 120: 170}  # of an A100, H100, B200, RTX 5090
-GRID = (2**31 - 1, 65535, 65535)
 aten = torch.ops.aten
 UNFILLED = {
     aten.empty.memory_format,
@@ -46,9 +47,7 @@ UNFILLED = {
 
 
 def load(ptx: str, name: str, source: str):
-    """What executes: the kernel of that name, with a method launch(grid, block, args, shared, memory) -> report."""
-    from . import Module
-
+    """What executes: the kernel of that name, whose launch(grid, block, args, shared, memory, backwards) reports."""
     return Module(ptx, source=source)[name]
 
 
@@ -60,14 +59,14 @@ class Launch:
     shared: int  # dynamic, in bytes
     config: Config | None  # which the autotuner chose, if one did
     constants: dict[str, Any]  # constexprs and arguments that became one, by name
-    report: Any
+    report: Report
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
 class Tensors(TorchDispatchMode):
     """Tells memory of the tensors that kernels get: what torch did not fill is not initialised, all else is."""
 
-    def __init__(self, memory):
+    def __init__(self, memory: Memory):
         super().__init__()
         self.memory = memory
         self.unfilled: dict[int, StorageWeakRef] = {}  # by address, until a launch or torch writes to it
@@ -176,9 +175,6 @@ class _Launcher:
         grid = (x, y, z)
         if enter is not None:
             enter(launch_metadata)
-        for axis, blocks, limit in zip("xyz", grid, GRID):
-            if not 0 <= blocks <= limit:
-                raise RuntimeError(f"{self.metadata.name}: grid {axis} is {blocks}, CUDA takes up to {limit}")
         if x * y * z > 0:  # as driver.c: an empty grid is no launch
             triton.runtime.driver.active.launch(self, program, grid, list(self._arguments(values, x * y * z)))
         if leave is not None:
@@ -246,7 +242,7 @@ class Turn:
 
 # --- the driver -------------------------------------------------------------------------------------------------------
 class Driver(DriverBase):
-    def __init__(self, arch: int, memory, loader):
+    def __init__(self, arch: int, memory: Memory, loader, backwards: bool):
         super().__init__()
         if arch not in SHARED:
             raise ValueError(f"arch must be one of {list(SHARED)}, got {arch!r}")
@@ -255,6 +251,7 @@ class Driver(DriverBase):
         self.tensors = Tensors(memory)
         self.launches: list[Launch] = []
         self._loader = loader
+        self._backwards = backwards
         self._files: dict = {}  # of the compiled kernel that is being loaded
         self._winners: dict[Autotuner, dict] = {}
         self._turns: dict[Autotuner, Turn] = {}
@@ -262,7 +259,7 @@ class Driver(DriverBase):
         self._measured: Config | None = None
 
     @property
-    def report(self):
+    def report(self) -> Report:
         """Of all launches."""
         if not self.launches:
             raise RuntimeError("nothing was launched, so there is nothing to report")
@@ -300,8 +297,9 @@ class Driver(DriverBase):
             if kind[0] == "*" and isinstance(value, Tensor):
                 self.tensors.use(value, name)
         block = (WARP * metadata.num_warps, 1, 1)
+        encoded = [_encoded(*argument) for argument in arguments]
         report = program.kernel(self._loader).launch(
-            grid, block, [_encoded(*argument) for argument in arguments], shared=metadata.shared, memory=self.memory
+            grid, block, encoded, shared=metadata.shared, memory=self.memory, backwards=self._backwards
         )
         tuner = self._tuner
         config = self._measured or (tuner.best_config if tuner else None)
@@ -396,22 +394,20 @@ class Driver(DriverBase):
 
 
 @contextlib.contextmanager
-def active(arch: int = 80, memory=None, loader=load) -> Iterator[Driver]:
+def active(arch: int = 80, memory: Memory | None = None, loader=load, backwards: bool = False) -> Iterator[Driver]:
     """Within it, Triton's launches go to a GPU of that arch which is not there.
 
     Args:
         arch: 80, 90, 100 or 120: the target that kernels are compiled for. (PTX of 100 and 120 may hold instructions
             that the executor does not know.)
-        memory: a ptx_on_cpu.Memory, to track what is more than tensors; a new one where None.
+        memory: to track what is more than tensors; a new one where None.
         loader: see `load`.
+        backwards: programs run from the last to the first.
     """
     if triton.knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET is set: kernels are interpreted, there is nothing to compile")
-    if memory is None:
-        from . import Memory
-
-        memory = Memory()
-    driver, config = Driver(arch, memory, loader), triton.runtime.driver
+    driver = Driver(arch, Memory() if memory is None else memory, loader, backwards)
+    config = triton.runtime.driver
     run, bench = Autotuner.run, Autotuner._bench
     before = config._active  # config.active would look for a GPU
     hooks = triton.knobs.runtime.kernel_load_start_hook

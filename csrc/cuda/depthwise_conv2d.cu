@@ -140,7 +140,9 @@ NhwcBlocks nhwc_blocks(int64_t c, int vector, int lanes) {
 
 template <int V, class Kernel>
 void launch_nhwc(Kernel kernel, const Params& p, int64_t rows, int64_t columns, void* stream) {
-  const NhwcTiles tiles{static_cast<unsigned>(rows * columns), Divider(rows)};
+  const unsigned strip_bits = columns > 1;
+  const NhwcTiles tiles{static_cast<unsigned>(rows * (ceil_div(columns, 1 << strip_bits) << strip_bits)), strip_bits,
+                        Divider(rows)};
   const auto [lanes, channels] = nhwc_blocks(p.c, V, kNhwcLanes<V>);
   const dim3 block(lanes, static_cast<unsigned>(at_most(kNhwcThreads / lanes, tiles.count)));
   launch_kernel(kernel, grid_of(ceil_div(tiles.count, block.y), channels, p.n), block, 0, stream, p, tiles);

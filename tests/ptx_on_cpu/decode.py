@@ -316,8 +316,8 @@ def arithmetic(p: Program, words: list[str], operands: list[str]) -> None:
         only(modifiers, {*order, "NaN", "xorsign"} - {"xorsign"})
         modifiers = ["nan" if m == "NaN" else m for m in modifiers]
         modifiers = [m for m in order if m in modifiers]
-        if type in ("f16", "f16x2", "bf16", "bf16x2", "f32x2"):
-            modifiers = [m for m in modifiers if m != "ftz"]  # no subnormal comes out that float32's range has not
+        if type in ("bf16", "bf16x2"):
+            modifiers = [m for m in modifiers if m != "ftz"]  # only ex2 has it, of which no subnormal comes
         kind = FLOAT if base in ("add", "sub", "mul", "fma", "min", "max", "neg", "abs") else SPECIAL
     else:
         only(modifiers, {"lo", "hi", "sat"})
@@ -457,7 +457,7 @@ COMBINATIONS = {"and": 1 << 4, "or": 2 << 4, "xor": 3 << 4}
 def compare(p: Program, words: list[str], operands: list[str]) -> None:
     (type,) = types_in(words)
     modifiers = kept(words, "ftz")
-    mode = COMPARISONS[modifiers[0]]
+    mode = COMPARISONS[modifiers[0]] | (128 if "ftz" in words else 0)
     only(modifiers[1:], set(COMBINATIONS))
     if type in ("b16", "b32", "b64") or type in ("f16x2", "bf16x2"):
         if type.endswith("x2"):
@@ -483,7 +483,7 @@ def compare_to_number(p: Program, words: list[str], operands: list[str]) -> None
     type = fits(type) if type[0] == "b" and type != "bf16" else type
     truth = p._room(4)
     p.emit(f"setp.{type}", [truth, _runtime.NONE, p.read(operands[1], type), p.read(operands[2], type)], INT,
-           mode=COMPARISONS[modifiers[0]])  # fmt: skip
+           mode=COMPARISONS[modifiers[0]] | (128 if "ftz" in words else 0))  # fmt: skip
     p.emit("spread.u32", [p.write(operands[0], result), truth], INT, mode=int(result == "f32"))
 
 

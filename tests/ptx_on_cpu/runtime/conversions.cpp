@@ -27,12 +27,12 @@ D converted(S s, int rounding, bool saturate, bool flush) {
     const W low = std::numeric_limits<D>::min(), high = std::numeric_limits<D>::max(), v = s;
     return D(v < low ? low : v > high ? high : v);
   } else if constexpr (!is_float<D>) {
-    // Out of range goes to the closest, NaN to 0 (to the most negative for 64 bits: as GPUs do, and no code should).
+    // Out of range goes to the closest; NaN to 0, or, where 64 bits are on either side, to the top bit alone.
     double x = double(s);
     if constexpr (std::is_same_v<S, f32>) {
       if (flush) x = flushed(s);
     }
-    if (x != x) return sizeof(D) == 8 ? D(u64(1) << 63) : D(0);
+    if (x != x) return sizeof(D) == 8 || sizeof(S) == 8 ? D(u64(1) << (8 * sizeof(D) - 1)) : D(0);
     x = whole(x, rounding);
     const double low = double(std::numeric_limits<D>::min()), high = std::ldexp(1.0, std::numeric_limits<D>::digits);
     return x <= low ? std::numeric_limits<D>::min() : x >= high ? std::numeric_limits<D>::max() : D(x);
@@ -40,7 +40,15 @@ D converted(S s, int rounding, bool saturate, bool flush) {
     if (rounding == kNearest) {
       if constexpr (std::is_same_v<D, f32> || std::is_same_v<D, f64>) return D(s);
     }
-    return directed<D>(double(s), rounding);  // 64-bit integers to halves overflow long before double is inexact
+    // Of 64 bits, double may not hold all: what is left over decides, in a last bit that is odd or in one step more.
+    double x = double(s);
+    const __int128 over = x >= 0x1p63 && sizeof(S) == 8 ? __int128(s) - __int128(x) : __int128(s) - __int128(s64(x));
+    if constexpr (std::is_same_v<D, f64>) {
+      const bool above = over < 0, wants_above = rounding == kUp || (rounding == kZero && s < 0);
+      return !over || above == wants_above ? x : std::nextafter(x, above ? -INFINITY : INFINITY);
+    }
+    if (over && !(bits<u64>(x) & 1)) x = std::nextafter(x, over < 0 ? -INFINITY : INFINITY);
+    return directed<D>(x, rounding);
   } else {
     double x;
     if constexpr (is_half<S>)
@@ -105,7 +113,7 @@ void convert_pair(Block&, Warp& w, const Instruction& i) {
   const f32 *high = w.in<f32>(i.o[1]), *low = w.in<f32>(i.o[2]);
   Pair<H>* d = w.out<Pair<H>>(i.o[0]);
   auto one = [&](f32 x) {
-    if ((i.mode & 16) && x < 0) x = 0;
+    if ((i.mode & 16) && x <= 0) x = 0;
     return directed<H>(x, i.mode & 15);
   };
   for_lanes(w.mask, [&](int l) { d[l] = {one(low[l]), one(high[l])}; });

@@ -55,20 +55,37 @@ constexpr auto to_a_side = [](auto... a) {
   const f32 z = directed<f32>(f(double(kFlush ? flushed(a) : a)...), r);
   return kFlush ? flushed(z) : z;
 };
-constexpr auto exact_add = [](double a, double b) { return sum_to_odd(a, b); };
-constexpr auto exact_sub = [](double a, double b) { return sum_to_odd(a, -b); };
-constexpr auto exact_fma = [](double a, double b, double c) { return sum_to_odd(a * b, c); };
-template <auto f, int N>
-void register_sides(const std::string& op) {
-  ForTypes<to_a_side<f, kZero, false>, N, f32>{op + ".rz"};
-  ForTypes<to_a_side<f, kDown, false>, N, f32>{op + ".rm"};
-  ForTypes<to_a_side<f, kUp, false>, N, f32>{op + ".rp"};
-  ForTypes<to_a_side<f, kZero, true>, N, f32>{op + ".rz.ftz"};
-  ForTypes<to_a_side<f, kDown, true>, N, f32>{op + ".rm.ftz"};
-  ForTypes<to_a_side<f, kUp, true>, N, f32>{op + ".rp.ftz"};
+// A sum that cancels is -0 where it is rounded down.
+template <Rounding r>
+double exact_sum(double a, double b) {
+  const double s = sum_to_odd(a, b);
+  return r == kDown && s == 0 && (std::signbit(a) || std::signbit(b)) ? -0.0 : s;
 }
-const bool sides_ = (register_sides<exact_add, 2>("add"), register_sides<exact_sub, 2>("sub"),
-                     register_sides<mul, 2>("mul"), register_sides<exact_fma, 3>("fma"), true);
+template <Rounding r>
+constexpr auto exact_add = [](double a, double b) { return exact_sum<r>(a, b); };
+template <Rounding r>
+constexpr auto exact_sub = [](double a, double b) { return exact_sum<r>(a, -b); };
+template <Rounding r>
+constexpr auto exact_fma = [](double a, double b, double c) { return exact_sum<r>(a * b, c); };
+// Quotients and roots of floats lie too far from a float for double to round them to it.
+constexpr auto divide = [](auto a, auto b) { return a / b; };
+constexpr auto reciprocal = [](auto a) { return 1 / a; };
+constexpr auto root = [](auto a) { return std::sqrt(a); };
+template <Rounding r>
+void register_side(const std::string& end) {
+  auto both = [&]<auto f, int N>(const char* op) {
+    ForTypes<to_a_side<f, r, false>, N, f32>{op + end};
+    ForTypes<to_a_side<f, r, true>, N, f32>{op + end + ".ftz"};
+  };
+  both.template operator()<exact_add<r>, 2>("add");
+  both.template operator()<exact_sub<r>, 2>("sub");
+  both.template operator()<mul, 2>("mul");
+  both.template operator()<exact_fma<r>, 3>("fma");
+  both.template operator()<divide, 2>("div");
+  both.template operator()<reciprocal, 1>("rcp");
+  both.template operator()<root, 1>("sqrt");
+}
+const bool sides_ = (register_side<kZero>(".rz"), register_side<kDown>(".rm"), register_side<kUp>(".rp"), true);
 
 // Signs are changed in the bits, NaN or not.
 struct Negate {
@@ -94,6 +111,9 @@ struct Absolute {
   }
 };
 
+template <auto f>
+constexpr auto flushing_halves = [](auto... a) { return flushed(f(flushed(a)...)); };
+
 // f with subnormals flushed, and saturated to [0, 1]: for float32.
 template <auto f, bool kFlush, bool kSaturate>
 constexpr auto flushing = [](auto... a) {
@@ -110,6 +130,7 @@ struct Everywhere {
     ForTypes<flushing<f, true, false>, N, f32>{op + ".ftz"};
     ForTypes<flushing<f, false, true>, N, f32>{op + ".sat"};
     ForTypes<flushing<f, true, true>, N, f32>{op + ".ftz.sat"};
+    ForTypes<flushing_halves<f>, N, f16, f16x2>{op + ".ftz"};
   }
 };
 const Everywhere<OnFormat<add>{}, 2> add_("add");
@@ -144,9 +165,6 @@ void register_widened() {
 }
 const bool widened_ = (register_widened<f16>(), register_widened<bf16>(), true);
 
-constexpr auto divide = [](auto a, auto b) { return a / b; };
-constexpr auto reciprocal = [](auto a) { return 1 / a; };
-constexpr auto root = [](auto a) { return std::sqrt(a); };
 constexpr auto reciprocal_root = [](auto a) { return decltype(a)(1 / std::sqrt(double(a))); };
 constexpr auto power_of_two = [](auto a) { return std::exp2(a); };
 constexpr auto log_of_two = [](auto a) { return std::log2(a); };

@@ -299,14 +299,20 @@ const Register predicates_[] = {{"and.pred", predicates<bit_and>},
 // --- comparison ---
 
 // Mode: bits 0-2 are true for less, equal, greater, bit 3 for unordered; bits 4-5 combine with predicate o[4]: 1 and, 2
-// or, 3 xor; bit 6 negates that predicate. o[0] is the result, o[1] its opposite (combined alike) or kNone.
+// or, 3 xor; bit 6 negates that predicate; bit 7: subnormals are zeros. o[0] is the result, o[1] its opposite (combined
+// alike) or kNone.
 template <class T>
 void compare(Block&, Warp& w, const Instruction& i) {
   const T *a = w.in<T>(i.o[2]), *b = w.in<T>(i.o[3]);
   Mask truth = 0;
   for (int l = 0; l < kLanes; ++l) {
     using C = std::conditional_t<is_half<T>, float, T>;
-    const C x = a[l], y = b[l];
+    C x = a[l], y = b[l];
+    if constexpr (std::is_same_v<C, float>) {
+      constexpr float kLeast = std::is_same_v<T, f16> ? 0x1p-14f : 0x1p-126f;
+      if ((i.mode & 128) && std::fabs(x) < kLeast) x = 0;
+      if ((i.mode & 128) && std::fabs(y) < kLeast) y = 0;
+    }
     const int relation = x < y ? 1 : x == y ? 2 : x > y ? 4 : 8;
     truth |= Mask((i.mode & relation) != 0) << l;
   }

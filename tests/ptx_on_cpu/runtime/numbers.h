@@ -117,6 +117,9 @@ inline T directed(double x, int rounding) {
 }
 
 inline f32 flushed(f32 x) { return std::fabs(x) < std::numeric_limits<f32>::min() ? std::copysign(0.f, x) : x; }
+// The subnormals of .f16 are its own; bfloat16 keeps its.
+inline f16 flushed(f16 x) { return x.raw & 0x7c00 ? x : f16{u16(x.raw & 0x8000)}; }
+inline f16x2 flushed(f16x2 x) { return {flushed(x.low), flushed(x.high)}; }
 template <class T>
 inline T saturated(T x) {
   return x > T(0) ? (x < T(1) ? x : T(1)) : T(0);  // NaN gives 0
@@ -128,8 +131,9 @@ inline const char* name_of = "?";
   template <>       \
   inline const char* name_of<T> = #T;
 PTX_NAME(u8)
-PTX_NAME(s8) PTX_NAME(u16) PTX_NAME(s16) PTX_NAME(u32) PTX_NAME(s32) PTX_NAME(u64) PTX_NAME(s64) PTX_NAME(f16)
-    PTX_NAME(bf16) PTX_NAME(f32) PTX_NAME(f64) PTX_NAME(f16x2) PTX_NAME(bf16x2) PTX_NAME(f32x2)
+PTX_NAME(s8)
+PTX_NAME(u16) PTX_NAME(s16) PTX_NAME(u32) PTX_NAME(s32) PTX_NAME(u64) PTX_NAME(s64) PTX_NAME(f16) PTX_NAME(bf16)
+    PTX_NAME(f32) PTX_NAME(f64) PTX_NAME(f16x2) PTX_NAME(bf16x2) PTX_NAME(f32x2)
 #undef PTX_NAME
 
 }  // namespace ptx

@@ -97,8 +97,8 @@ struct Rows {
   Rows(Block& block, Warp& w, const Instruction& i, Access access) {
     const Mask all = w.mask;
     for (int l = 0; l < kLanes; ++l) {
-      address[l] = (i.o[15] == 4 ? w.in<u32>(i.o[14])[l] : w.in<u64>(i.o[14])[l]) + i.immediate;
-      address[l] &= kWindow - 1;
+      const uint64_t base = i.o[15] == 4 ? w.in<u32>(i.o[14])[l] : i.o[15] == 8 ? w.in<u64>(i.o[14])[l] : 0;
+      address[l] = (base + i.immediate) & (kWindow - 1);
     }
     if (i.vector < 4) w.mask &= (1u << (8 * i.vector)) - 1;
     good = reach(block, w, i, Space::kShared, address, 16, access, where);

@@ -14,7 +14,7 @@ PYTEST_ARGS ?=
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 CXX_FILES = $(wildcard $(shell git ls-files --cached --others --exclude-standard '*.cpp' '*.cu' '*.h' '*.cuh' 2>/dev/null || echo $(SOURCES)))
 
-.PHONY: help build test test-install bench kernel-alone lint format types clean
+.PHONY: help build test test-install test-gpu sanitize gpu-budget check-cuda-build bench kernel-alone lint format types clean
 
 help: ## what the targets do
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -52,6 +52,51 @@ test: build lint types ## lint, type check, all tests but the slow ones (PYTEST_
 test-install: build ## sdist, wheel, editable and pure-Python installs in fresh environments (minutes)
 	@echo "==> pytest -m slow tests/test_install.py"
 	@$(BIN)/python -m pytest -m slow tests/test_install.py $(PYTEST_ARGS)
+
+test-gpu: build ## the tests that need a GPU, on each implementation (docs/gpu.md)
+	@echo "==> pytest -m gpu"
+	@$(BIN)/python -m pytest -m gpu tests/test_gpu.py $(PYTEST_ARGS)
+
+# Without torch's cache of memory blocks, so that a kernel which leaves its tensor does not land in another's.
+SANITIZERS ?= memcheck racecheck synccheck
+sanitize: build ## the same under NVIDIA's compute-sanitizer (SANITIZERS="memcheck racecheck synccheck")
+	@command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer is not on PATH; it comes with the CUDA toolkit (bin/)"; exit 1; }
+	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
+	  { echo "make sanitize needs a GPU and a CUDA build of torch: torch.cuda.is_available() is False"; exit 1; }
+	@for tool in $(SANITIZERS); do \
+	  echo "==> compute-sanitizer --tool $$tool pytest -m gpu"; \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --target-processes all --error-exitcode 1 \
+	    $(BIN)/python -m pytest -q -m gpu tests/test_gpu.py $(PYTEST_ARGS); \
+	done
+
+gpu-budget: build ## measure what compilers make of every GPU kernel, write it to tests/gpu_budget.csv
+	@echo "==> python tests/gpu_budget.py --write (every architecture: minutes)"
+	@$(BIN)/python tests/gpu_budget.py --write
+
+# In a copy and an environment of its own, which are removed when it worked.
+CUDA_TORCH ?= torch==2.14.1
+CUDA_CHECK := build/check-cuda-build
+CUDA_TESTS ?= tests/test_package.py tests/test_gpu.py tests/test_depthwise_conv2d.py \
+  -k "not switch and (package or doctor or gpu or against_torch or opcheck or bad_input or gradients or compiled_library)"
+check-cuda-build: ## build against a CUDA torch, import, run a part of the tests on the CPU (8 GB, many minutes)
+	@command -v nvcc >/dev/null || [ -x "$${CUDA_HOME:-}/bin/nvcc" ] || { echo "nvcc is needed: neither in CUDA_HOME nor on PATH"; exit 1; }
+	@free=$$(df --output=avail -BG . | tail -1 | tr -dc 0-9); [ $$free -ge 10 ] || { echo "10 GB of disk are needed, $$free are free"; exit 1; }
+	@rm -rf $(CUDA_CHECK) && mkdir -p $(CUDA_CHECK)/source
+	@git ls-files --cached --others --exclude-standard | while read -r file; do [ ! -e "$$file" ] || echo "$$file"; done | \
+	  tar -cf - -T - | tar -xf - -C $(CUDA_CHECK)/source
+	@echo "==> $(CUDA_TORCH) in a fresh environment"
+	@$(PYTHON) -m venv $(CUDA_CHECK)/venv
+	@$(CUDA_CHECK)/venv/bin/python -m pip --disable-pip-version-check -q install '$(CUDA_TORCH)' 'setuptools>=77' ninja pybind11 pytest hypothesis
+	@cd $(CUDA_CHECK) && venv/bin/python -c 'import torch; v = torch.version.cuda; print("torch", torch.__version__, "for CUDA", v); assert v, "this is a CPU build of torch"'
+	@echo "==> pip install --no-build-isolation -e . with LIGHTKERNELS_CUDA=1"
+	@cd $(CUDA_CHECK)/source && LIGHTKERNELS_CUDA=1 ../venv/bin/python -m pip --disable-pip-version-check -q install --no-build-isolation --no-deps -e .
+	@echo "==> import"
+	@cd $(CUDA_CHECK)/source && ../venv/bin/python -c 'from pytorch_ext import _load; assert set(_load.libraries) == {"cpu", "cuda"}, _load.reasons; print("loaded:", *_load.libraries.values())'
+	@cd $(CUDA_CHECK)/source && ../venv/bin/python -m pytorch_ext doctor
+	@echo "==> pytest, on the CPU"
+	@cd $(CUDA_CHECK)/source && ../venv/bin/python -m pytest -q $(CUDA_TESTS)
+	@rm -rf $(CUDA_CHECK)
+	@echo "==> built, linked, imported and tested against $(CUDA_TORCH); $(CUDA_CHECK) is removed"
 
 bench: build ## our kernels against PyTorch's on a real MobileNetV2, and each op
 	@echo "==> python -m bench"

@@ -926,3 +926,399 @@ def test_cvt_to_tf32():
             assert_same(mode, lanes(f"cvt.{mode}.tf32.f32 d, a;", finite), want, finite)
     finally:
         del FORMATS["tf32"]
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+MEMORY_TYPES = ["u8", "s8", "b8", "u16", "s16", "b16", "u32", "s32", "b32", "f32", "u64", "s64", "b64", "f64"]
+
+
+def registers_for(type: str) -> tuple[str, int]:
+    """The narrowest registers that hold a type: their names' letter, their bits."""
+    bits = int(type[1:])
+    return {"f32": ("f", 32), "f64": ("g", 64)}.get(type, ({8: "h", 16: "h", 32: "r", 64: "x"}[bits], max(16, bits)))
+
+
+SHARED_64 = "\n.shared .align 16 .b8 room[4096]; .local .align 16 .b8 own[64];"
+
+
+@pytest.mark.parametrize("space", ["global", "shared", "local", "generic global", "generic shared", "generic local"])
+@pytest.mark.parametrize("vector", [1, 2, 4])
+def test_loads_and_stores(space, vector):
+    """Through every space, in every width: what is stored is what is loaded."""
+    for type in MEMORY_TYPES:
+        size = int(type[1:]) // 8
+        if size * vector > 16:
+            continue
+        letter, _ = registers_for(type)
+        names = [f"{letter}{k + 1}" for k in range(vector)]
+        values = names[0] if vector == 1 else "{" + ", ".join(names) + "}"
+        kind = ("." + f"v{vector}.{type}") if vector > 1 else f".{type}"
+        step = size * vector
+        name, generic = space.split()[-1], space.startswith("generic")
+        code = [SHARED_64, f"mul.lo.u32 r10, tid, {step}; cvt.u64.u32 x10, r10; add.u64 x11, _x, x10; add.u64 x12, _y, x10;"]
+        code.append(f"ld.global{kind} {values}, [x11];")
+        for n in names:  # what the load left there is not what comes back
+            code.append(f"mov.b{registers_for(type)[1]} {letter}0, {n};" if vector == 1 else "")
+        if name == "global":
+            place = "_z"
+        else:
+            code.append(f"mov.u64 x13, {'room' if name == 'shared' else 'own'};")
+            place = "x13"
+            if generic:
+                code.append(f"cvta.{name}.u64 x13, x13;")
+        # Local memory has one place for each thread; the displacement is worth a test.
+        code.append(f"add.u64 x14, {place}, x10; add.u64 x14, x14, -16;" if name != "local" else f"add.u64 x14, {place}, 16;")
+        displacement = "+16" if name != "local" else "+-16"
+        where = "" if generic else f".{name}"
+        code.append(f"st{where}{kind} [x14{displacement}], {values};")
+        code += [f"mov.b{registers_for(type)[1]} {n}, 0;" for n in names]
+        code.append(f"ld{where}{kind} {values}, [x14{displacement}]; st.global{kind} [x12], {values};")
+        data = np.frombuffer(np.random.default_rng(size).bytes(32 * step), np.uint8).copy()
+        x, y, z = aligned(32 * step, np.uint8), aligned(32 * step, np.uint8), aligned(32 * step, np.uint8)
+        x[:] = data
+        run("\n".join(code), x, y, z)
+        assert (y == data).all(), (type, vector)
+        if name == "global":
+            assert (z == data).all()
+
+
+def test_loads_extend_into_wider_registers():
+    for type in ("u8", "s8", "u16", "s16", "u32", "s32"):
+        bits = int(type[1:])
+        for register in (32, 64):
+            if register <= bits:
+                continue
+            x, y = aligned(32 * 8, np.uint8), aligned(32, UNSIGNED[register])
+            x[:] = np.random.default_rng(0).integers(0, 256, x.size)
+            letter = {32: "r", 64: "x"}[register]
+            run(f"mul.lo.u32 r10, tid, {bits // 8}; cvt.u64.u32 x10, r10; add.u64 x10, x10, _x; ld.global.{type} {letter}1, [x10];"
+                f"mad.wide.u32 x11, tid, {register // 8}, _y; st.global.b{register} [x11], {letter}1;", x, y)  # fmt: skip
+            numbers = x[: 32 * bits // 8].view(UNSIGNED[bits]).tolist()
+            want = [signed(v, bits) if type[0] == "s" else v for v in numbers]
+            assert y.tolist() == [w & ((1 << register) - 1) for w in want]
+    # A store of a wide register's lowest bits.
+    x, y = aligned(32, np.uint32), aligned(32, np.uint8)
+    x[:] = np.arange(32) * 0x01010107
+    run("add.u64 x1, at, _x; ld.global.u32 r1, [x1]; cvt.u64.u32 x2, tid; add.u64 x2, x2, _y; st.global.u8 [x2], r1;", x, y)
+    assert (y == x.astype(np.uint8)).all()
+
+
+def test_parameters_of_every_width_and_structs():
+    text = f"""{HEAD}
+.visible .entry k(.param .u8 a, .param .u16 b, .param .u32 c, .param .u64 d, .param .f32 e, .param .f64 f,
+    .param .align 16 .b8 whole[48], .param .u64 y, .param .align 4 .b8 bytes[4]) {{
+    {REGISTERS}
+    ld.param.u64 x1, [y];
+    ld.param.u8 r1, [a]; st.global.u32 [x1], r1;
+    ld.param.s8 r1, [a]; st.global.u32 [x1+4], r1;
+    ld.param.u16 h1, [b]; cvt.u32.u16 r1, h1; st.global.u32 [x1+8], r1;
+    ld.param.u32 r1, [c]; st.global.u32 [x1+12], r1;
+    ld.param.u64 x2, [d]; st.global.u64 [x1+16], x2;
+    ld.param.f32 f1, [e]; st.global.f32 [x1+24], f1;
+    ld.param.f64 g1, [f]; st.global.f64 [x1+32], g1;
+    ld.param.v4.u32 {{r1, r2, r3, r4}}, [whole+16]; st.global.v4.u32 [x1+48], {{r1, r2, r3, r4}};
+    ld.param.v2.f32 {{f1, f2}}, [whole+32]; st.global.v2.f32 [x1+64], {{f1, f2}};
+    mov.b64 x3, whole; ld.param.u32 r5, [x3+8]; st.global.u32 [x1+72], r5;
+    ld.param.v4.b8 {{h1, h2, h3, h4}}, [bytes]; cvt.u32.u16 r1, h3; st.global.u32 [x1+76], r1;
+    mov.b64 x4, whole; cvta.param.u64 x4, x4; ld.u32 r6, [x4+44]; st.global.u32 [x1+80], r6;
+    ret;
+}}"""
+    y = aligned(96, np.uint8)
+    struct_ = bytes(range(48))
+    module = Module(text)
+    assert [(p.name, p.offset, p.size) for p in module["k"].params] == [
+        ("a", 0, 1), ("b", 2, 2), ("c", 4, 4), ("d", 8, 8), ("e", 16, 4), ("f", 24, 8), ("whole", 32, 48), ("y", 80, 8),
+        ("bytes", 88, 4)]  # fmt: skip
+    report = module["k"].launch(1, 1, [-3, 65533, -7, -9, 1.5, 2.5, struct_, y, b"\x01\x02\x03\x04"])
+    report.check()
+    assert struct.unpack_from("<IiIi q f", y) == (253, -3, 65533, -7, -9, 1.5)
+    assert struct.unpack_from("<d", y, 32) == (2.5,)
+    assert bytes(y[48:64]) == struct_[16:32]
+    assert bytes(y[64:72]) == struct_[32:40]
+    assert bytes(y[72:76]) == struct_[8:12]
+    assert struct.unpack_from("<I", y, 76) == (3,)
+    assert bytes(y[80:84]) == struct_[44:48]
+
+
+def test_variables_of_the_module():
+    outside = """.const .align 4 .f32 table[4] = {0f3F800000, 0f40000000, 0f40400000, 0f40800000};
+.global .align 8 .u64 sum = 5; .visible .global .u8 letters[4] = {65, 66}; .global .align 4 .b8 empty[16];"""
+    y = aligned(8, np.float32)
+    code = """mov.u64 x1, table; ld.const.f32 f1, [x1+8]; ld.const.f32 f2, [table+4]; add.f32 f1, f1, f2;
+st.global.f32 [_y], f1; ld.global.u8 r1, [letters+1]; cvt.rn.f32.u32 f3, r1; st.global.f32 [_y+4], f3;
+ld.global.u8 r1, [letters+3]; cvt.rn.f32.u32 f3, r1; st.global.f32 [_y+8], f3;
+cvta.const.u64 x1, x1; ld.f32 f4, [x1]; st.global.f32 [_y+12], f4;
+ld.global.u64 x2, [sum]; add.u64 x2, x2, 1; st.global.u64 [sum], x2; cvt.rn.f32.u64 f5, x2; st.global.f32 [_y+16], f5;
+ld.global.u32 r2, [empty+4]; cvt.rn.f32.u32 f6, r2; st.global.f32 [_y+20], f6;"""
+    one = kernel(code, "y", outside)
+    for launch in range(2):  # what is global keeps its value from one launch to the next
+        one.launch(1, 1, [y]).check()
+        assert y.tolist() == [5, 66, 0, 1, 6 + launch, 0, 0, 0]
+
+
+def test_isspacep_and_cvta():
+    y = aligned(12, np.uint32)
+    spaces = ["global", "shared", "local"]
+    code = [SHARED_64, "mov.u64 x1, room; cvta.shared.u64 x1, x1; mov.u64 x2, own; cvta.local.u64 x2, x2;"]
+    for row, pointer in enumerate(["_y", "x1", "x2"]):
+        for column, space in enumerate(spaces):
+            code.append(f"isspacep.{space} p, {pointer}; selp.u32 r1, 1, 0, p; st.global.u32 [_y+{4 * (3 * row + column)}], r1;")
+    code.append("mov.u64 x3, room; cvta.to.shared.u64 x4, x1; setp.eq.u64 p, x3, x4; selp.u32 r1, 1, 0, p; st.global.u32 [_y+36], r1;")
+    code.append("cvta.to.shared.u64 x4, x1; cvt.u32.u64 r2, x4; mov.u32 r3, room; setp.eq.u32 p, r2, r3; selp.u32 r1, 1, 0, p;")
+    code.append("st.global.u32 [_y+40], r1; cvta.to.global.u64 x5, _y; setp.eq.u64 p, x5, _y; selp.u32 r1, 1, 0, p; st.global.u32 [_y+44], r1;")
+    kernel("\n".join(code), "y").launch(1, 1, [y]).check()
+    assert y.tolist() == [1, 0, 0, 0, 1, 0, 0, 0, 1, 1, 1, 1]
+
+
+# --- atomics: 32 lanes on one number, in turn; each gets what was there before ----------------------------------------
+def as_type(bits: int, type: str) -> int | Number:
+    return signed(bits, int(type[1:])) if type[0] == "s" else bits
+
+
+ATOMICS = {
+    **{f"{op}.{type}": f for type in ("u32", "s32", "u64", "s64") for op, f in
+       {"min": lambda a, b: min(a, b), "max": lambda a, b: max(a, b), "add": lambda a, b: a + b}.items()
+       if (op, type) != ("add", "s64")},
+    **{f"{op}.b{bits}": f for bits in (32, 64) for op, f in
+       {"and": operator.and_, "or": operator.or_, "xor": operator.xor, "exch": lambda a, b: b}.items()},
+    "inc.u32": lambda a, b: 0 if a >= b else a + 1, "dec.u32": lambda a, b: b if a == 0 or a > b else a - 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("space", ["global", "shared", ""])
+def test_atomics_on_integers(space):
+    for name, f in ATOMICS.items():
+        type = name.split(".")[1]
+        bits = int(type[1:])
+        x, y, z = whole(bits, 32), aligned(32, UNSIGNED[bits]), aligned(1, UNSIGNED[bits])
+        z[0] = first = whole(bits, 1, seed=7)[0]
+        letter, where = {32: "r", 64: "x"}[bits], "_z"
+        code = [SHARED_64, f"mad.wide.u32 x10, tid, {bits // 8}, _x; mad.wide.u32 x11, tid, {bits // 8}, _y; ld.global.b{bits} {letter}1, [x10];"]
+        if space == "shared":
+            where = "[room]"[1:-1]
+            code.append(f"setp.eq.u32 p, tid, 0; @p ld.global.b{bits} {letter}2, [_z]; @p st.shared.b{bits} [room], {letter}2; bar.sync 0;")
+        kind = f".{space}" if space else ""
+        code.append(f"atom{kind}.{name} {letter}3, [{where}], {letter}1; st.global.b{bits} [x11], {letter}3;")
+        if space == "shared":
+            code.append(f"bar.sync 0; @p ld.shared.b{bits} {letter}2, [room]; @p st.global.b{bits} [_z], {letter}2;")
+        run("\n".join(code), x, y, z)
+        value, before = int(first), []
+        for operand in x.tolist():
+            before.append(value)
+            value = f(as_type(value, type), as_type(operand, type)) & ((1 << bits) - 1)
+        assert y.tolist() == before, name
+        assert z[0] == value, name
+        z[0] = first
+        if space == "global" and "exch" not in name:  # red: the same without the old value
+            run(f"mad.wide.u32 x10, tid, {bits // 8}, _x; ld.global.b{bits} {letter}1, [x10]; red.global.{name} [_z], {letter}1;", x, y, z)
+            assert z[0] == value, f"red.{name}"
+
+
+def test_compare_and_swap():
+    for bits, letter in ((16, "h"), (32, "r"), (64, "x")):
+        y, z = aligned(32, UNSIGNED[bits]), aligned(1, UNSIGNED[bits])
+        # Each lane takes its turn: lane k finds k and leaves k + 1.
+        run(f"cvt.u{bits}.u32 {letter}1, tid; add.u{bits} {letter}2, {letter}1, 1; mad.wide.u32 x10, tid, {bits // 8}, _x;"
+            f"atom.global.acq_rel.gpu.cas.b{bits} {letter}3, [_y], {letter}1, {letter}2; st.global.b{bits} [x10], {letter}3;", y, z)  # fmt: skip
+        assert y.tolist() == list(range(32))
+        assert z[0] == 32
+
+
+@pytest.mark.parametrize("format", ["f32", "f64", "f16", "bf16", "f16x2", "bf16x2"])
+def test_atomic_sums_of_floats(format):
+    half = format.removesuffix("x2")
+    bits = bits_of(half) * (2 if format != half else 1)
+    letter = {16: "h", 32: "r", 64: "x"}[bits]
+    values = floats(half, 64)
+    values = values[:32] if half == format else values.view(np.uint32)
+    kind = ".noftz" if half in ("f16", "bf16") else ""
+    y, z = aligned(32, UNSIGNED[bits]), aligned(1, UNSIGNED[bits])
+    run(f"mad.wide.u32 x10, tid, {bits // 8}, _x; mad.wide.u32 x11, tid, {bits // 8}, _y; ld.global.b{bits} {letter}1, [x10];"
+        f"atom.global.add{kind}.{format} {letter}2, [_z], {letter}1; st.global.b{bits} [x11], {letter}2;", values, y, z)  # fmt: skip
+    parts = np.array(values).view(UNSIGNED[bits_of(half)]).reshape(32, -1)
+    old = y.view(parts.dtype).reshape(32, -1)
+    for part in range(parts.shape[1]):
+        total = Number(1, Fraction(0))
+        for lane in range(32):
+            got = parsed(int(old[lane, part]), half)
+            assert got == total or got.size == total.size == "nan"
+            rounded = formed(sum_of(total, parsed(int(parts[lane, part]), half)), half)
+            total = NAN if rounded < 0 else parsed(rounded, half)
+
+
+def test_vector_reductions():
+    x, y = aligned(128), aligned(4)
+    x[:] = np.random.default_rng(0).integers(-9, 9, 128)
+    run("shl.b32 r1, tid, 4; cvt.u64.u32 x1, r1; add.u64 x1, x1, _x; ld.global.v4.f32 {f1, f2, f3, f4}, [x1];"
+        "red.global.gpu.relaxed.add.v4.f32 [_y], {f1, f2, f3, f4};", x, y)  # fmt: skip
+    assert (y == x.reshape(32, 4).sum(0)).all()
+
+
+# --- cp.async ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("size", [4, 8, 16])
+@pytest.mark.parametrize("kept", [None, 0, 4, 1])
+def test_cp_async_copies_and_fills(size, kept):
+    kind = "cg" if size == 16 else "ca"
+    x, y = aligned(32 * size, np.uint8), aligned(32 * size, np.uint8)
+    x[:] = np.random.default_rng(0).integers(1, 255, x.size)
+    source = f", {kept}" if kept is not None and kept <= size else ""
+    lines = "\n".join(
+        f"mul.lo.u32 r3, tid, {size}; add.u32 r3, r3, {k}; cvt.u64.u32 x3, r3; add.u64 x3, x3, _y; ld.shared.u32 r4, [r2+{k}]; st.global.u32 [x3], r4;"
+        for k in range(0, size, 4)
+    )
+    run(f"{SHARED_64} mul.lo.u32 r1, tid, {size}; cvt.u64.u32 x1, r1; add.u64 x1, x1, _x; mov.u32 r2, room; add.u32 r2, r2, r1;"
+        f"cp.async.{kind}.shared.global.L2::128B [r2], [x1], {size}{source};\ncp.async.commit_group; cp.async.wait_group 0;\n{lines}", x, y)  # fmt: skip
+    want = x.reshape(32, size).copy()
+    if source:
+        want[:, kept:] = 0
+    assert (y.reshape(32, size) == want).all()
+
+
+def test_cp_async_reads_no_more_than_it_is_told_to():
+    """Bytes beyond what is copied need not exist, nor any where none is."""
+    x, y = aligned(16), aligned(32, fill=7)
+    memory = Memory()
+    memory.track(x, name="x")
+    run(f"{SHARED_64} shl.b32 r1, tid, 2; mov.u32 r2, room; add.u32 r2, r2, r1; add.u64 x1, at, _x; setp.lt.u32 p, tid, 16; selp.u32 r3, 4, 0, p;"
+        "cp.async.ca.shared.global.L2::cache_hint [r2], [x1], 4, r3, x9; cp.async.wait_all; ld.shared.f32 f1, [r2]; add.u64 x2, at, _y;"
+        "st.global.f32 [x2], f1;", x, y, memory=memory)  # fmt: skip
+    assert (y == 0).all()
+
+
+CP_ASYNC = """add.u64 x1, at, _x; mov.u32 r2, room; shl.b32 r1, tid, 2; add.u32 r2, r2, r1; mov.u32 r9, 0;
+st.shared.u32 [r2], r9; st.shared.u32 [r2+1024], r9;
+cp.async.ca.shared.global [r2], [x1], 4; cp.async.commit_group;
+cp.async.ca.shared.global [r2+1024], [x1+128], 4; cp.async.commit_group;
+"""
+
+
+def test_cp_async_lands_group_by_group():
+    x, y = aligned(64, np.uint32), aligned(32, np.uint32)
+    x[:] = np.arange(64) + 1
+    read = "ld.shared.u32 r3, [r2{}]; add.u64 x2, at, _y; st.global.u32 [x2], r3;"
+    for wait, place, fine in [(1, "", True), (0, "", True), (0, "+1024", True), (1, "+1024", False), (2, "", False)]:
+        text = f"{SHARED_64} {CP_ASYNC} cp.async.wait_group {wait};\n" + read.format(place)
+        report = kernel(text).launch(1, 32, [x, y])
+        kinds = {finding.kind for finding in report.findings}
+        assert kinds == (set() if fine else {"uninitialised"}), (wait, place, report.findings)
+        if fine:
+            assert (y == x[32 if place else 0 :][:32]).all()
+
+
+def test_cp_async_groups_are_each_threads_own():
+    """Lanes that part commit apart: what each waits for is its own."""
+    x, y = aligned(64, np.uint32), aligned(32, np.uint32)
+    x[:] = np.arange(64) + 1
+    code = f"""{SHARED_64} add.u64 x1, at, _x; mov.u32 r2, room; shl.b32 r1, tid, 2; add.u32 r2, r2, r1; and.b32 r3, tid, 1;
+setp.eq.u32 p, r3, 0; @p bra EVEN;
+cp.async.ca.shared.global [r2], [x1], 4; cp.async.commit_group; ODD bra MEET;
+EVEN: cp.async.ca.shared.global [r2], [x1+128], 4; cp.async.commit_group; cp.async.commit_group;
+MEET: bar.warp.sync -1; cp.async.wait_group 1;
+ld.shared.u32 r4, [r2]; add.u64 x2, at, _y; st.global.u32 [x2], r4;"""
+    run(code.replace("ODD", "cp.async.commit_group;"), x, y)
+    assert (y == np.where(np.arange(32) % 2, x[:32], x[32:])).all()
+    report = kernel(code.replace("ODD", "")).launch(1, 32, [x, y])
+    assert [(f.kind, f.thread, f.times) for f in report.findings] == [("uninitialised", (1, 0, 0), 16)]
+
+
+# --- tensor cores: fragments as PTX draws them ------------------------------------------------------------------------
+def split(format: str, values: np.ndarray) -> np.ndarray:
+    """Numbers to bits of the format."""
+    if format == "bf16":
+        return torch.from_numpy(values).to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
+    if format == "f16":
+        return values.astype(np.float16).view(np.uint16)
+    return values.astype(np.float32).view(np.uint32)
+
+
+MMA = [("m16n8k16", "f32", "f16"), ("m16n8k16", "f32", "bf16"), ("m16n8k16", "f16", "f16"), ("m16n8k8", "f32", "f16"),
+       ("m16n8k8", "f32", "bf16"), ("m16n8k8", "f16", "f16"), ("m16n8k8", "f32", "tf32"), ("m16n8k4", "f32", "tf32")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("shape", "sums", "format"), MMA)
+def test_mma(shape, sums, format):
+    k = int(shape[6:])
+    rng = np.random.default_rng(0)
+    a, b, c = (rng.integers(-8, 9, size).astype(np.float32) / 4 for size in ((16, k), (k, 8), (16, 8)))
+    fragments = {"a": np.zeros((32, 4), np.uint32), "b": np.zeros((32, 2), np.uint32)}
+    bits = {"a": split(format, a), "b": split(format, b)}
+    per = 1 if format == "tf32" else 2
+    registers = {"a": 2 * k * per // per // (4 * per), "b": k // (4 * per)}
+    for lane in range(32):
+        group, of_four = lane // 4, lane % 4
+        for register in range(registers["a"]):
+            for half in range(per):
+                row = group + 8 * (register % 2)
+                column = of_four * per + half + 4 * per * (register // 2)
+                fragments["a"][lane, register] |= int(bits["a"][row, column]) << 16 * half
+        for register in range(registers["b"]):
+            for half in range(per):
+                row = of_four * per + half + 4 * per * register
+                fragments["b"][lane, register] |= int(bits["b"][row, group]) << 16 * half
+    if format == "tf32":  # the bits that tf32 has not do not count
+        fragments["a"] |= 0x1FFF
+        a = a.astype(np.float64)
+    c_fragments = np.zeros((32, 4), np.float32)
+    for lane in range(32):
+        for e in range(4):
+            c_fragments[lane, e] = c[lane // 4 + 8 * (e // 2), lane % 4 * 2 + e % 2]
+    c_bits = c_fragments.view(np.uint32) if sums == "f32" else c_fragments.astype(np.float16).view(np.uint32)
+    c_bits = np.ascontiguousarray(np.pad(c_bits, ((0, 0), (0, 4 - c_bits.shape[1]))))
+    y = aligned((32, 4), np.uint32)
+    load = "shl.b32 r15, tid, 4; cvt.u64.u32 x9, r15;" + "".join(
+        f"add.u64 x8, x9, _{name}; ld.global.v4.u32 {{{first}0, {first}1, {first}2, {first}3}}, [x8];"
+        for name, first in (("x", "a"), ("z", "b"), ("u", "c"))
+    )
+    names = {n: ", ".join(f"{n}{j}" for j in range(count)) for n, count in (("a", registers["a"]), ("b", registers["b"]))}
+    count = 4 if sums == "f32" else 2
+    kind = "f" if sums == "f32" else "b"
+    d, cs = (", ".join(f"{n}{j}" for j in range(count)) for n in ("d", "c"))
+    fragments["b"] = np.ascontiguousarray(np.pad(fragments["b"], ((0, 0), (0, 2))))
+    arrays = []
+    for values in (fragments["a"], fragments["b"], c_bits):
+        arrays.append(aligned((32, 4), np.uint32))
+        arrays[-1][...] = values
+    run(f".reg .b32 a<4>, b<4>, c<4>; .reg .{kind}32 d<4>; {load} mma.sync.aligned.{shape}.row.col.{sums}.{format}.{format}.{sums} "
+        f"{{{d}}}, {{{names['a']}}}, {{{names['b']}}}, {{{cs}}}; add.u64 x8, x9, _y;"
+        + "".join(f"st.global.b32 [x8+{4 * j}], d{j};" for j in range(count)), arrays[0], y, arrays[1], arrays[2])  # fmt: skip
+    want = a.astype(np.float64) @ b + c
+    got = y.view(np.float32) if sums == "f32" else np.ascontiguousarray(y[:, :2]).view(np.float16)
+    for lane in range(32):
+        for e in range(4):
+            assert got[lane, e] == want[lane // 4 + 8 * (e // 2), lane % 4 * 2 + e % 2]
+
+
+def test_mma_of_doubles():
+    rng = np.random.default_rng(0)
+    a, b, c = rng.standard_normal((8, 4)), rng.standard_normal((4, 8)), rng.standard_normal((8, 8))
+    y = aligned((8, 8), np.float64)
+    run("mad.wide.u32 x1, tid, 8, _x; ld.global.f64 g1, [x1]; mad.wide.u32 x1, tid, 8, _z; ld.global.f64 g2, [x1];"
+        "mad.wide.u32 x1, tid, 16, _u; ld.global.v2.f64 {g3, g4}, [x1];"
+        "mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {g5, g6}, {g1}, {g2}, {g3, g4}; mad.wide.u32 x1, tid, 16, _y;"
+        "st.global.v2.f64 [x1], {g5, g6};", a, y, np.ascontiguousarray(b.T), c)  # fmt: skip
+    np.testing.assert_allclose(y, a @ b + c, rtol=1e-15, atol=1e-15)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_ldmatrix_and_stmatrix(count, transposed):
+    """Matrices lie with rows of 80 bytes in shared memory: read as fragments, and written back elsewhere."""
+    x, y, z = aligned((32, 8), np.uint16), aligned((32, 4), np.uint32), aligned((32, 8), np.uint16)
+    x[...] = np.arange(256).reshape(32, 8) * 7
+    names = ", ".join(f"r{j + 1}" for j in range(count))
+    kind = f"m8n8.x{count}{'.trans' if transposed else ''}.shared.b16"
+    run(f""".shared .align 16 .b8 all[5120]; mad.wide.u32 x1, tid, 16, _x; ld.global.v4.u32 {{r1, r2, r3, r4}}, [x1];
+mov.u32 r10, all; mad.lo.u32 r11, tid, 80, r10; st.shared.v4.u32 [r11], {{r1, r2, r3, r4}};
+mov.u32 r5, 0; st.shared.v4.u32 [r11+2560], {{r5, r5, r5, r5}}; bar.warp.sync -1;
+ldmatrix.sync.aligned.{kind} {{{names}}}, [r11]; stmatrix.sync.aligned.{kind} [r11+2560], {{{names}}}; bar.warp.sync -1;
+mad.wide.u32 x1, tid, 16, _y; st.global.v4.u32 [x1], {{r1, r2, r3, r4}};
+ld.shared.v4.u32 {{r1, r2, r3, r4}}, [r11+2560]; mad.wide.u32 x1, tid, 16, _z; st.global.v4.u32 [x1], {{r1, r2, r3, r4}};""",
+        x, y, z)  # fmt: skip
+    matrices = x.reshape(4, 8, 8)
+    for m in range(count):
+        matrix = matrices[m].T if transposed else matrices[m]
+        for lane in range(32):
+            low, high = matrix[lane // 4, lane % 4 * 2], matrix[lane // 4, lane % 4 * 2 + 1]
+            assert y[lane, m] == int(low) | int(high) << 16
+    assert (z.reshape(4, 8, 8)[:count] == matrices[:count]).all()
+    assert (z.reshape(4, 8, 8)[count:] == 0).all()

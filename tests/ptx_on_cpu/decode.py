@@ -218,6 +218,8 @@ class Program:
     # --- instructions ---
 
     def emit(self, handler: str, operands: list[int], counted_as: int, **fields) -> None:
+        if not _runtime.knows(handler):
+            raise KeyError(handler)
         self.pending.append((handler, operands, {"counted_as": counted_as, **self.common, **fields}))
 
     def _link(self, handler: str, operands: list, fields: dict) -> None:
@@ -571,6 +573,8 @@ def atomic(p: Program, words: list[str], operands: list[str]) -> None:
     if words[0] == "red":
         operands = ["{" + ", ".join("_" * vector) + "}", *operands]
     width = fits(type) if operation in ("and", "or", "xor", "exch", "cas") else type
+    if space_of(words) in ("shared", "generic"):
+        p.granule = min(p.granule, BYTES[type])
 
     def parts(operand: str) -> list[str]:
         return list(ptx.split_operands(operand.strip("{} "))) if operand.startswith("{") else [operand]
@@ -625,9 +629,19 @@ def trap(p: Program, words: list[str], operands: list[str]) -> None:
 def barrier(p: Program, words: list[str], operands: list[str]) -> None:
     if words[1] == "warp":
         return p.emit("bar.warp", [], CONTROL, members=p.read(operands[0], "u32"))
-    only(words[1:], {"sync", "aligned", "cta"})
+    if "red" in words:
+        operation = next(w for w in words if w in ("popc", "and", "or"))
+        only(words[1:], {"red", "aligned", "cta", "u32", "pred", operation})
+        predicate, negated = p.predicate(operands[-1])
+        if negated:
+            raise KeyError("!")
+        count = p.read(operands[2], "u32") if len(operands) > 3 else _runtime.NONE
+        result = p.write(operands[0], "u32" if operation == "popc" else "pred")
+        mode = 1 + ["popc", "and", "or"].index(operation)
+        return p.emit("bar", [p.read(operands[1], "u32"), count, result, predicate], CONTROL, mode=mode)
+    only(words[1:], {"sync", "arrive", "aligned", "cta"})
     count = p.read(operands[1], "u32") if len(operands) > 1 else _runtime.NONE
-    return p.emit("bar", [p.read(operands[0], "u32"), count], CONTROL)
+    return p.emit("bar", [p.read(operands[0], "u32"), count], CONTROL, mode=8 if "arrive" in words else 0)
 
 
 @opcode("shfl")
@@ -698,7 +712,9 @@ def copy_async(p: Program, words: list[str], operands: list[str]) -> None:
     to, source = p.address(operands[0], "shared"), p.address(operands[1], "global")
     if source["address_bytes"] != 8 or not to["address_bytes"]:
         raise KeyError("an address that is not a register")
-    size = p.read(operands[3], "u32") if len(operands) > 3 and "L2::cache_hint" not in words else _runtime.NONE
+    if "L2::cache_hint" in words:
+        operands = operands[:-1]
+    size = p.read(operands[3], "u32") if len(operands) > 3 else _runtime.NONE
     return p.emit("cp.async", [to["address"], source["address"], size, 0, source["immediate"] & 0xFFFFFFFF], MEMORY,
            space=SPACES["shared"], bytes=int(operands[2], 0), immediate=to["immediate"],
            address_bytes=to["address_bytes"])  # fmt: skip

@@ -240,6 +240,8 @@ STOP = re.compile(r"[;{}\n:]")
 
 def read_body(entry: Entry) -> None:
     """Fills the entry's registers, variables, statements, labels and tables."""
+    for part in (entry.registers, entry.variables, entry.statements, entry.labels, entry.tables):
+        part.clear()  # of a reading that failed
     text, line, at, start = entry.body, entry.first_line, 0, 0
     scopes: list[dict[str, str]] = [{}]
     source: tuple[int, int] | None = None

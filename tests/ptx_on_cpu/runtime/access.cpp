@@ -69,7 +69,7 @@ struct Judge {
       race(cell.write_stamp, cell.writer, lane, name, writes ? "written" : "read", "written");
     }
     if (writes && cell.read_stamp >= memory.launch_stamp &&
-        (conflict(cell.read_stamp, cell.reader, self) || (cell.many_readers && cell.read_stamp == memory.stamp))) {
+        (conflict(cell.read_stamp, cell.reader, self) || (cell.read_stamp == memory.stamp && beside(cell, self)))) {
       race(cell.read_stamp, cell.reader, lane, name, "written", "read");
     }
     const uint8_t bits = ((1u << (end - begin)) - 1) << begin;
@@ -78,12 +78,17 @@ struct Judge {
       cell.written |= bits, cell.write_stamp = memory.stamp, cell.writer = self, cell.atomic = atomic;
     }
     if (access == Access::kLoad) {
-      // Of several readers one is kept, and that there were several; a reader of another block stays: it is the one
-      // that nothing orders.
-      const bool others = cell.read_stamp == memory.stamp && cell.reader >> 16 != self >> 16;
+      // Of several readers one is kept, and who else there was; a reader of another block stays: it is the one that
+      // nothing orders.
       const bool foreign = cell.read_stamp >= memory.launch_stamp && cell.read_stamp < memory.block_stamp;
       if (!foreign) {
-        cell.many_readers = others || (cell.many_readers && cell.read_stamp == memory.stamp);
+        if (cell.read_stamp != memory.stamp) {
+          cell.readers = 0;
+        } else if (cell.reader >> 21 != self >> 21) {
+          cell.readers = 2;
+        } else if (cell.readers != 2 && cell.reader != self) {
+          cell.readers = (cell.reader & 0xffff) == (self & 0xffff);
+        }
         cell.reader = self, cell.read_stamp = memory.stamp;
       }
     }
@@ -98,6 +103,11 @@ struct Judge {
     if (who >> 16 == self >> 16) return false;          // the same thread
     const bool same_warp = who >> 21 == self >> 21;
     return !same_warp || (who & 0xffff) == (self & 0xffff);
+  }
+
+  // Whether readers other than the one that is kept conflict with a write of `self`.
+  bool beside(const Cell& cell, uint32_t self) const {
+    return cell.readers == 2 || (cell.readers == 1 && (cell.reader & 0xffff) == (self & 0xffff));
   }
 
   [[gnu::noinline]] void race(uint32_t stamp, uint32_t who, int lane, const std::string& name, const char* now,
@@ -187,8 +197,9 @@ Mask reach(Block& block, Warp& warp, const Instruction& at, Space space, const u
         b = end;
       }
       if (!known) {
-        block.find(warp, Kind::kUninitialised, at, l,
-                   "reads shared memory at " + std::to_string(a) + ", which nobody has written");
+        block.find(
+            warp, Kind::kUninitialised, at, l,
+            "reads shared memory at " + std::to_string(a) + ", which nobody has written, or cp.async still writes");
       }
       where[l] = block.shared.data() + a;
       shared_address[l] = a, in_shared |= 1u << l;

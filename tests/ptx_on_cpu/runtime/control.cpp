@@ -44,8 +44,14 @@ void trap(Block& block, Warp& w, const Instruction& i) {
   end(block, w, i);
 }
 
-// Barrier o[0], for o[1] threads (kNone: all).
-void barrier(Block&, Warp& w, const Instruction& i) {
+// Barrier o[0], for o[1] threads (kNone: all). Mode 1 popc, 2 and, 3 or: o[2] is what becomes of all threads'
+// predicates o[3]; 8: arrives and goes on.
+void barrier(Block& block, Warp& w, const Instruction& i) {
+  if (i.mode & 8) {
+    for_lanes(w.mask, [&](int l) { ++block.arrived[w.in<uint32_t>(i.o[0])[l] % 16]; });
+    return;
+  }
+  if (i.mode) w.votes = (w.votes & ~w.mask) | (w.predicate(i.o[3]) & w.mask);
   for_lanes(w.mask, [&](int l) {
     w.barrier_pc[l] = w.pc;
     w.barrier_id[l] = w.in<uint32_t>(i.o[0])[l];
@@ -63,8 +69,8 @@ const Register control_[] = {{"bra", branch},  {"brx.idx", branch_by_index}, {"r
 // --- lanes together: all of i.members are in w.mask ---
 
 // shfl. Mode 0 up, 1 down, 2 bfly, 3 idx. o[0] = o[2] of another lane, o[1] whether it was in range, or kNone; o[3]
-// which lane, o[4] clamp and segment.
-void shuffle(Block&, Warp& w, const Instruction& i) {
+// which lane, o[4] clamp and segment. What a lane that takes no part would give is not defined.
+void shuffle(Block& block, Warp& w, const Instruction& i) {
   const u32 *a = w.in<u32>(i.o[2]), *b = w.in<u32>(i.o[3]), *c = w.in<u32>(i.o[4]);
   u32 results[kLanes];
   Mask in_range = 0;
@@ -88,7 +94,12 @@ void shuffle(Block&, Warp& w, const Instruction& i) {
     }
     if (!valid) from = lane;
     in_range |= Mask(valid) << l;
-    results[l] = a[from & 31];
+    results[l] = w.mask >> from & 1 ? a[from] : kAll;
+    if (!(w.mask >> from & 1)) {
+      block.find(w, Kind::kWarpSync, i, l,
+                 "reads lane " + std::to_string(from) +
+                     (w.exists & ~w.live & 1u << from ? ", which has ended" : ", which takes no part"));
+    }
   });
   u32* d = w.out<u32>(i.o[0]);
   for_lanes(w.mask, [&](int l) { d[l] = results[l]; });

@@ -54,7 +54,7 @@ void Block::start(Warp& w) {
   w.live = w.exists;
   w.others.assign(1, {0, w.exists, false});
   w.at_barrier = 0, w.sync = 0, w.carry = 0;
-  w.groups_of_copies.clear(), w.open_copies.clear();
+  w.copies.clear(), w.committed.fill(0);
   const auto& s = kernel.specials;
   const uint32_t ids[] = {index.x, index.y, index.z};
   for (int d = 0; d < 3; ++d) broadcast(w.registers, s[5 + d], ids[d]);
@@ -93,17 +93,16 @@ bool Block::gather(Warp& w, const Instruction& i) {
     find(w, Kind::kWarpSync, i, __builtin_ctz(strangers),
          "a lane runs a warp-wide instruction whose mask leaves it out");
   }
-  const Mask ended = members & w.exists & ~w.live, missing = members & w.live & ~w.mask;
-  if (!missing && !ended) return true;
+  const Mask missing = members & w.live & ~w.mask;  // those that have ended need not come
+  if (!missing) return true;
   const bool may_come = missing & ~w.at_barrier & ~w.group;
   if (may_come && !w.alone) {
     w.others.push_back({w.pc, w.group, true});
     return false;
   }
   std::ostringstream text;
-  text << "lanes 0x" << std::hex << (missing | ended) << " of the mask 0x" << members
+  text << "lanes 0x" << std::hex << missing << " of the mask 0x" << members
        << " of a warp-wide instruction do not come to it";
-  if (ended) text << ": some have ended";
   find(w, Kind::kWarpSync, i, first, text.str());
   return true;
 }
@@ -149,11 +148,14 @@ bool Block::release_barriers() {
   std::vector<Open> open;
   for (Warp& w : warps) {
     for_lanes(w.at_barrier, [&](int l) {
-      const uint32_t id = w.barrier_id[l];
+      const uint32_t id = w.barrier_id[l], pc = w.barrier_pc[l];
       auto at = std::find_if(open.begin(), open.end(), [&](const Open& o) { return o.id == id; });
-      if (at == open.end()) at = open.insert(open.end(), {id, w.barrier_count[l], 0, w.barrier_pc[l], &w, l, false});
+      if (at == open.end()) {
+        at = open.insert(open.end(), {id, w.barrier_count[l], arrived[id % 16], pc, &w, l, false});
+      }
       ++at->arrived;
-      at->mixed |= at->pc != w.barrier_pc[l];
+      // Warps may meet from different places where a count says that they are not all.
+      if (at->pc != pc && (!at->count || at->warp == &w)) at->mixed = true;
     });
   }
   const uint32_t all = live + ended;
@@ -170,26 +172,42 @@ bool Block::release_barriers() {
     find(*chosen->warp, Kind::kBarrier, kernel.code[chosen->pc], chosen->lane,
          "threads wait at different instructions for one barrier");
   }
-  const uint32_t id = chosen->id;
-  for (Warp& w : warps) {
-    Mask go = 0;
-    for_lanes(w.at_barrier, [&](int l) { go |= w.barrier_id[l] == id ? 1u << l : 0; });
-    w.at_barrier &= ~go;
-    while (go) {
-      const uint32_t pc = w.barrier_pc[__builtin_ctz(go)];
-      Mask same = 0;
-      for_lanes(go, [&](int l) { same |= w.barrier_pc[l] == pc ? 1u << l : 0; });
-      w.others.push_back({pc + 1, same, false});
-      go &= ~same;
-    }
-  }
+  let_go(chosen->id);
   ++memory.stamp;  // what was written before is ordered before what comes
   ++report.barriers;
   return true;
 }
 
+void Block::let_go(uint32_t barrier) {
+  auto here = [&](const Warp& w) {
+    Mask lanes = 0;
+    for_lanes(w.at_barrier, [&](int l) { lanes |= w.barrier_id[l] == barrier ? 1u << l : 0; });
+    return lanes;
+  };
+  uint32_t votes = 0, voters = 0;
+  for (const Warp& w : warps) votes += __builtin_popcount(here(w) & w.votes), voters += __builtin_popcount(here(w));
+  for (Warp& w : warps) {
+    Mask go = here(w);
+    w.at_barrier &= ~go;
+    while (go) {
+      const uint32_t pc = w.barrier_pc[__builtin_ctz(go)];
+      Mask same = 0;
+      for_lanes(go, [&](int l) { same |= w.barrier_pc[l] == pc ? 1u << l : 0; });
+      w.mask = same;
+      const Instruction& i = kernel.code[pc];
+      if (i.mode == 1) for_lanes(same, [&](int l) { w.out<uint32_t>(i.o[2])[l] = votes; });
+      if (i.mode == 2) w.set_predicate(i.o[2], votes == voters ? kAll : 0);
+      if (i.mode == 3) w.set_predicate(i.o[2], votes ? kAll : 0);
+      w.others.push_back({pc + 1, same, false});
+      go &= ~same;
+    }
+  }
+  arrived[barrier % 16] = 0;
+}
+
 void Block::run() {
   memory.block_stamp = ++memory.stamp;
+  arrived.fill(0);
   for (Warp& w : warps) start(w);
   do {
     for (Warp& w : warps) run_warp(w);
@@ -232,6 +250,7 @@ void launch(const Kernel& kernel, Dim3 grid, Dim3 block, uint32_t shared_bytes, 
     // Shared memory begins as nobody's: what is read before it is written is a NaN, and found.
     std::memset(shared.data(), 0xff, shared.size());
     if (shared_total) std::fill(cells.begin(), cells.end(), Cell{});
+    if (!local.empty()) std::memset(local.data(), 0xff, local.size());
     b.run();
   }
   memory.end_launch(report);

@@ -67,9 +67,9 @@ struct Group {
 };
 
 struct Copy {  // of cp.async, until it is waited for
-  uint64_t to;
+  uint8_t* to;
   int lane;
-  uint32_t line, size;
+  uint32_t group, size;  // of its lane's groups
   std::array<uint8_t, 16> bytes;
 };
 
@@ -89,10 +89,11 @@ struct Warp {
   uint32_t sync = 0;  // warp-wide barriers passed: they order memory within the warp
 
   Mask at_barrier = 0;
+  Mask votes = 0;  // for bar.red
   std::array<uint32_t, kLanes> barrier_pc, barrier_id, barrier_count;
 
-  std::vector<std::vector<Copy>> groups_of_copies;
-  std::vector<Copy> open_copies;
+  std::vector<Copy> copies;
+  std::array<uint32_t, kLanes> committed;  // groups of copies
 
   template <class T>
   const T* in(uint32_t operand) const {
@@ -136,6 +137,7 @@ struct Block {
   std::vector<Cell>& shared_cells;
   const std::vector<uint8_t>& params;
   std::vector<Warp> warps;
+  std::array<uint32_t, 16> arrived{};  // at each barrier, without waiting
 
   void run();
   // A finding at the instruction that runs now, by its first lane.
@@ -147,6 +149,7 @@ struct Block {
   bool pick(Warp& warp);
   bool gather(Warp& warp, const Instruction& i);
   bool release_barriers();
+  void let_go(uint32_t barrier);
 };
 
 template <class F>

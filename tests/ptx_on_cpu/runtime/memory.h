@@ -47,7 +47,7 @@ struct Cell {
   uint32_t writer = 0, reader = 0;  // thread of its block, and below it how many warp-wide barriers it had passed
   uint8_t written = 0;              // a bit for each byte, ever
   bool atomic = false;              // that write
-  bool many_readers = false;
+  uint8_t readers = 0;  // in the reader's stamp: 0 it alone, 1 others of its warp since they last met, 2 other warps
 };
 
 struct Allocation {

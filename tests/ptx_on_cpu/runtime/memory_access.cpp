@@ -121,6 +121,12 @@ const bool atomics_ =
 
 // --- cp.async: read at once, written to shared memory when it is waited for ---
 
+template <class F>
+void for_cells(Block& block, const Copy& copy, F&& f) {
+  const uint64_t begin = copy.to - block.shared.data(), granule = block.kernel.shared_granule;
+  for (uint64_t b = begin / granule; b < (begin + copy.size) / granule; ++b) f(block.shared_cells[b]);
+}
+
 // Shared o[0] + immediate, global o[1] (+ o[4], a number), i.bytes; o[2] the bytes to read (the rest is 0), or kNone.
 void copy_async(Block& block, Warp& w, const Instruction& i) {
   const Addresses to(w, i, i.o[0]);
@@ -156,44 +162,33 @@ void copy_async(Block& block, Warp& w, const Instruction& i) {
     }
   }
   w.mask = all;
-  for_lanes(all, [&](int l) {
-    Copy copy{to.a[l], l, i.line, i.bytes, {}};
+  uint8_t* to_where[kLanes];
+  for_lanes(reach(block, w, i, Space::kShared, to.a, i.bytes, Access::kStore, to_where), [&](int l) {
+    Copy copy{to_where[l], l, w.committed[l], i.bytes, {}};
     const uint32_t size = i.o[2] == kNone ? i.bytes : std::min<uint32_t>(w.in<uint32_t>(i.o[2])[l], i.bytes);
     if (good >> l & 1) std::memcpy(copy.bytes.data(), where[l], size);
-    w.open_copies.push_back(copy);
+    w.copies.push_back(copy);
+    for_cells(block, copy,
+              [](Cell& cell) { cell.written = 0; });  // from now on it is neither what it was nor what comes
   });
 }
 
 void commit_copies(Block&, Warp& w, const Instruction&) {
-  w.groups_of_copies.push_back(std::move(w.open_copies));
-  w.open_copies.clear();
+  for_lanes(w.mask, [&](int l) { ++w.committed[l]; });
 }
 
-// Lands all groups but the last i.immediate. (Groups are kept for the warp: its lanes commit together.)
+// Lands each lane's copies but those of its last i.immediate groups; mode 1: all of them.
 void wait_for_copies(Block& block, Warp& w, const Instruction& i) {
-  if (i.mode) commit_copies(block, w, i);  // wait_all
-  const size_t keep = i.mode ? 0 : size_t(i.immediate);
-  const Mask all = w.mask;
-  while (w.groups_of_copies.size() > keep) {
-    // Copies of one instruction land together, as one request.
-    std::vector<Copy>& group = w.groups_of_copies.front();
-    for (size_t k = 0; k < group.size();) {
-      uint64_t to[kLanes];
-      uint8_t* where[kLanes];
-      const Copy* copies[kLanes];
-      Instruction at = i;
-      at.line = group[k].line;
-      w.mask = 0;
-      const size_t first = k;
-      for (; k < group.size() && group[k].line == group[first].line && !(w.mask >> group[k].lane & 1); ++k) {
-        to[group[k].lane] = group[k].to, copies[group[k].lane] = &group[k], w.mask |= 1u << group[k].lane;
-      }
-      const Mask good = reach(block, w, at, Space::kShared, to, group[first].size, Access::kStore, where);
-      for_lanes(good, [&](int l) { std::memcpy(where[l], copies[l]->bytes.data(), copies[l]->size); });
-    }
-    w.groups_of_copies.erase(w.groups_of_copies.begin());
-  }
-  w.mask = all;
+  std::erase_if(w.copies, [&](const Copy& copy) {
+    const bool lands = w.mask >> copy.lane & 1 && (i.mode || copy.group + i.immediate < w.committed[copy.lane]);
+    if (!lands) return false;
+    std::memcpy(copy.to, copy.bytes.data(), copy.size);
+    for_cells(block, copy, [&](Cell& cell) {
+      cell.written = 0xff, cell.write_stamp = block.memory.stamp, cell.atomic = false;
+      cell.writer = (w.index * kLanes + copy.lane) << 16 | (w.sync & 0xffff);
+    });
+    return true;
+  });
 }
 const Register copies_[] = {
     {"cp.async", copy_async}, {"cp.async.commit", commit_copies}, {"cp.async.wait", wait_for_copies}};

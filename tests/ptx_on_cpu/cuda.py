@@ -32,8 +32,10 @@ from torch.utils._pytree import tree_iter
 
 from pytorch_ext import _op
 
+from .build import folder
+
 ROOT = Path(__file__).resolve().parents[2]
-BUILD = Path("build/ptx_on_cpu/cuda")  # every path below is relative to ROOT, where ninja runs
+BUILD = folder("cuda")
 KEY = "PrivateUse1"
 
 
@@ -108,11 +110,9 @@ def build(arch: int) -> None:
         raise RuntimeError(reason)
     import ninja
 
-    folder = ROOT / BUILD
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
+    with open(BUILD / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        (folder / "build.ninja").write_text(_ninja_file({80, 90, arch}))
+        (BUILD / "build.ninja").write_text(_ninja_file({80, 90, arch}))
         jobs = str(len(os.sched_getaffinity(0)))
         command = [os.path.join(ninja.BIN_DIR, "ninja"), "-f", BUILD / "build.ninja", "-j", jobs]
         targets = [BUILD / "library.so", *(_ptx_path(source, arch) for source in sources())]
@@ -147,7 +147,7 @@ def kernels(arch: int) -> dict[str, Any]:
     build(arch)
     found = {}
     for source in sources():
-        module = Module((ROOT / _ptx_path(source, arch)).read_text(), source=source.name)
+        module = Module(_ptx_path(source, arch).read_text(), source=source.name)
         for name, kernel in module.kernels.items():
             if plain_name(name) in found:
                 raise RuntimeError(f"two kernels are called {plain_name(name)}, of which the host would not tell which")
@@ -178,7 +178,7 @@ class _Library:
     """The library in this process; calls of it go to the session that is active."""
 
     def __init__(self):
-        path = ROOT / BUILD / "library.so"
+        path = BUILD / "library.so"
         self.symbols = symbols(path)
         torch.ops.load_library(path)
         self.c = ctypes.CDLL(str(path))

@@ -1,5 +1,6 @@
 // Where addresses lead: windows of generic addresses, bounds, alignment, who wrote what before whom, traffic.
 #include <algorithm>
+#include <cstring>
 #include <sstream>
 
 #include "machine.h"
@@ -59,12 +60,13 @@ struct Judge {
   const Instruction& at;
   Access access;
 
-  // Notes an access of a lane to bytes [begin, end) of the cell. Says whether it was of written memory.
-  bool note(Cell& cell, uint32_t begin, uint32_t end, int lane, const std::string& name) const {
+  // Notes an access of a lane to bytes [begin, end) of the cell. Says whether it was of written memory. `changes`: not
+  // for a store of what is there.
+  bool note(Cell& cell, uint32_t begin, uint32_t end, int lane, const std::string& name, bool changes = true) const {
     const Memory& memory = block.memory;
     const uint32_t self = (warp.index * kLanes + lane) << 16 | (warp.sync & 0xffff);
     const bool writes = access != Access::kLoad, atomic = access == Access::kAtomic;
-    if (cell.write_stamp >= memory.launch_stamp && !(atomic && cell.atomic) &&
+    if (changes && cell.write_stamp >= memory.launch_stamp && !(atomic && cell.atomic) &&
         conflict(cell.write_stamp, cell.writer, self)) {
       race(cell.write_stamp, cell.writer, lane, name, writes ? "written" : "read", "written");
     }
@@ -132,7 +134,7 @@ std::string show(uint64_t address) {
 }  // namespace
 
 Mask reach(Block& block, Warp& warp, const Instruction& at, Space space, const uint64_t* address, uint32_t bytes,
-           Access access, uint8_t** where) {
+           Access access, uint8_t** where, const Data* data) {
   const bool writes = access != Access::kLoad;
   const Judge judge{block, warp, at, access};
   const char* verb = writes ? "writes" : "reads";
@@ -193,7 +195,10 @@ Mask reach(Block& block, Warp& warp, const Instruction& at, Space space, const u
       bool known = true;
       for (uint64_t b = a; b < a + bytes;) {
         const uint64_t cell = b / granule, end = std::min<uint64_t>((cell + 1) * granule, a + bytes);
-        known &= judge.note(block.shared_cells[cell], b % granule, b % granule + (end - b), l, "shared memory");
+        const bool changes = !data || std::memcmp(block.shared.data() + b, (*data)[l] + (b - a), end - b) != 0;
+        known &=
+            judge.note(block.shared_cells[cell], b % granule, b % granule + (end - b), l, "shared memory", changes);
+        if (data) std::memcpy(block.shared.data() + b, (*data)[l] + (b - a), end - b);
         b = end;
       }
       if (!known) {

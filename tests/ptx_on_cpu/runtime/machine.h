@@ -160,10 +160,12 @@ inline void for_lanes(Mask mask, F&& f) {
 // --- access.cpp: where lanes' addresses lead ---
 
 // Checks, counts and notes an access of each lane of w.mask to `bytes` at its address. Sets the pointer of those lanes
-// that may proceed, and returns them.
+// that may proceed, and returns them. With the data of a store: threads that write to shared memory what another has
+// written there are no race, as Triton's do where a value is theirs in common.
 enum class Access { kLoad, kStore, kAtomic };
+using Data = uint8_t[kLanes][32];
 Mask reach(Block& block, Warp& warp, const Instruction& at, Space space, const uint64_t* address, uint32_t bytes,
-           Access access, uint8_t** where);
+           Access access, uint8_t** where, const Data* data = nullptr);
 
 // Handlers by name, filled by the files that define them.
 Handler handler(const std::string& name);  // null where there is none

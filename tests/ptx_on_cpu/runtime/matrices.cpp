@@ -94,14 +94,14 @@ struct Rows {
   uint8_t* where[kLanes];
   Mask good;
 
-  Rows(Block& block, Warp& w, const Instruction& i, Access access) {
+  Rows(Block& block, Warp& w, const Instruction& i, Access access, const Data* data = nullptr) {
     const Mask all = w.mask;
     for (int l = 0; l < kLanes; ++l) {
       const uint64_t base = i.o[15] == 4 ? w.in<u32>(i.o[14])[l] : i.o[15] == 8 ? w.in<u64>(i.o[14])[l] : 0;
       address[l] = (base + i.immediate) & (kWindow - 1);
     }
     if (i.vector < 4) w.mask &= (1u << (8 * i.vector)) - 1;
-    good = reach(block, w, i, Space::kShared, address, 16, access, where);
+    good = reach(block, w, i, Space::kShared, address, 16, access, where, data);
     w.mask = all;
   }
 };
@@ -130,17 +130,19 @@ void load_matrix(Block& block, Warp& w, const Instruction& i) {
 }
 
 void store_matrix(Block& block, Warp& w, const Instruction& i) {
-  const Rows rows(block, w, i, Access::kStore);
+  Data data = {};  // of the rows, as lane 8 m + r names them
   for (int m = 0; m < i.vector; ++m) {
     for_lanes(w.mask, [&](int l) {
       for (int e = 0; e < 2; ++e) {
         int row, column;
         place(l, e, i.mode, row, column);
         const u16 element = u16(w.in<u32>(i.o[m])[l] >> (16 * e));
-        if (rows.good >> (8 * m + row) & 1) std::memcpy(rows.where[8 * m + row] + 2 * column, &element, 2);
+        std::memcpy(data[8 * m + row] + 2 * column, &element, 2);
       }
     });
   }
+  const Rows rows(block, w, i, Access::kStore, &data);
+  for_lanes(rows.good, [&](int l) { std::memcpy(rows.where[l], data[l], 16); });
 }
 const Register matrices_[] = {{"ldmatrix", load_matrix}, {"stmatrix", store_matrix}};
 

@@ -48,6 +48,7 @@ def _activate(z, ACTIVATION: tl.constexpr):
     return z
 
 
+# traffic: l2 2.03, loads 6.52, stores 1.00, shared 1.00 (tests/test_gpu_traffic.py)
 @triton.jit
 def forward_kernel(
     x, weight, bias, y,
@@ -81,6 +82,7 @@ def forward_kernel(
     tl.store(y, z.to(y.dtype.element_ty), (k < c) & (i < oh) & (j < ow))
 
 
+# traffic: l2 2.43, loads 3.52, stores 2.00, shared 1.00 (tests/test_gpu_traffic.py)
 @triton.jit
 def backward_input_kernel(
     x, weight, y,
@@ -124,6 +126,7 @@ def backward_input_kernel(
     tl.store(x, dx.to(x.dtype.element_ty), (k < c) & (i < ih) & (j < iw))
 
 
+# traffic: l2 4.45, loads 1.75, stores 2.50, shared 1.54 (tests/test_gpu_traffic.py)
 @triton.jit
 def backward_weight_kernel(
     x, y, partial,
@@ -170,6 +173,7 @@ def backward_weight_kernel(
     tl.store(out + TAPS * c + k, tl.sum(dbias, 1), (k < c) & (u == 0) & (first_v == 0))
 
 
+# traffic: l2 4.15, loads 1.00, stores 7.30, shared 2.60 (tests/test_gpu_traffic.py)
 @triton.jit
 def backward_weight_finish_kernel(
     partial, dweight, dbias, splits, c, TAPS: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_T: tl.constexpr

@@ -29,6 +29,7 @@ __device__ __forceinline__ GeneralTile tile_at(int64_t index, const GeneralTiles
   return at;
 }
 
+// traffic: l2 5.37, loads 2.72, stores 2.00, shared 1.00 (tests/test_gpu_traffic.py)
 template <class T>
 __global__ void __launch_bounds__(kGeneralThreads, 1) forward_general(const Params p, const GeneralTiles tiles) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kGeneralThreads;
@@ -86,6 +87,7 @@ __device__ __forceinline__ void first_meeting(int64_t shifted, int64_t stride, i
   row = 0;
 }
 
+// traffic: l2 4.32, loads 5.00, stores 1.00, shared 1.00 (tests/test_gpu_traffic.py)
 template <class T>
 __global__ void __launch_bounds__(kGeneralThreads, 1)
     backward_input_general(const Params p, const GeneralTiles tiles, const Meeting every_h, const Meeting every_w) {
@@ -120,6 +122,7 @@ struct GeneralSplits {
 };
 
 // A is Sum<T>, spelled out so that every compiler gives the kernel one name.
+// traffic: l2 47.09, loads 15.60, stores 2.50, shared 1.00 (tests/test_gpu_traffic.py)
 template <class T, class A>
 __global__ void __launch_bounds__(kGeneralThreads, 1)
     backward_weight_general(const Params p, const GeneralSplits tiles, A* partial) {
@@ -160,6 +163,7 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
 constexpr int kFinishLanes = 32, kFinishGroups = 8;
 
 // dweight and dbias from every split's partial[split][tap][c]: lanes along (tap, c), groups along the splits.
+// traffic: l2 4.15, loads 1.00, stores 8.20, shared 1.00 (tests/test_gpu_traffic.py)
 template <class T, class A>
 __global__ void __launch_bounds__(kFinishLanes* kFinishGroups)
     backward_weight_finish(const Params p, int64_t splits, const A* partial) {

@@ -15,6 +15,7 @@ struct NchwTiles {
 };
 
 // K x K taps, stride S, dilation 1, multiplier 1.
+// traffic: l2 1.13, loads 1.92, stores 1.00, shared 1.00 (tests/test_gpu_traffic.py)
 template <class T, int K, int S, int ROWS>
 __global__ void __launch_bounds__(kNchwThreads, K == 3 ? 5 : 4) forward_nchw(const Params p, const NchwTiles tiles) {
   constexpr int kUnroll = K * S == 3 ? K : 1;  // of the loop over columns of taps: beyond 3 taps registers matter more
@@ -62,6 +63,7 @@ __global__ void __launch_bounds__(kNchwThreads, K == 3 ? 5 : 4) forward_nchw(con
 // dx of stride 2. Row 2q - top of dx meets the even taps and row 2q + 1 - top the odd ones, both from rows q, q - 1,
 // ... of dy; a thread computes PAIRS such pairs of rows. Columns have one parity a lane: it picks the taps that it
 // meets.
+// traffic: l2 1.05, loads 1.01, stores 1.00, shared 1.00 (tests/test_gpu_traffic.py)
 template <class T, int K, int PAIRS>
 __global__ void __launch_bounds__(kNchwThreads, K == 3 ? 5 : 4)
     backward_input_stride2_nchw(const Params p, const NchwTiles tiles) {
@@ -115,6 +117,7 @@ struct NchwSplits {
 };
 
 // One block's share of dweight and dbias of channel blockIdx.x: partial[split][tap][c], the bias behind the taps.
+// traffic: l2 1.05, loads 1.87, stores 5.00, shared 1.00 (tests/test_gpu_traffic.py)
 template <class T, int K, int S, int ROWS>
 __global__ void __launch_bounds__(kNchwThreads, K == 7 ? 2 : 4)
     backward_weight_nchw(const Params p, const NchwSplits tiles, float* partial) {

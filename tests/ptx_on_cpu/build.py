@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.machinery
 import importlib.util
@@ -27,10 +28,12 @@ def folder(*parts: str) -> Path:
 
 
 def ninja(text: str, where: Path) -> None:
-    (where / "build.ninja").write_text(text)
     program = Path(sys.executable).with_name("ninja")
     command = [str(program) if program.exists() else shutil.which("ninja") or "ninja", "-C", str(where)]
-    result = subprocess.run(command, capture_output=True, text=True)
+    with (where / "lock").open("w") as lock:  # two test runs may start together
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (where / "build.ninja").write_text(text)
+        result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(f"building the PTX executor failed:\n{result.stdout[-4000:]}{result.stderr[-2000:]}")
 

@@ -1322,3 +1322,886 @@ ld.shared.v4.u32 {{r1, r2, r3, r4}}, [r11+2560]; mad.wide.u32 x1, tid, 16, _z; s
             assert y[lane, m] == int(low) | int(high) << 16
     assert (z.reshape(4, 8, 8)[:count] == matrices[:count]).all()
     assert (z.reshape(4, 8, 8)[count:] == 0).all()
+
+
+# --- lanes together ---------------------------------------------------------------------------------------------------
+def per_lane(code: str, *arrays, out=32, **kwargs) -> list:
+    """`code` makes r0 (or, out=1, predicate p) of r1, r2, r3, which are loaded from the arrays."""
+    y = aligned(32, np.uint32)
+    loads = "".join(
+        f"add.u64 x1, at, _{n}; ld.global.b32 r{k + 1}, [x1];" for k, n in enumerate("xzuv"[: len(arrays)])
+    )
+    store = "selp.u32 r0, 1, 0, p;" if out == 1 else ""
+    names = "y " + " ".join("xzuv"[: len(arrays)])
+    kernel(f"{loads}\n{code}\n{store} add.u64 x1, at, _y; st.global.b32 [x1], r0;", names).launch(
+        1, 32, [y, *(np.asarray(a, np.uint32) for a in arrays)], **kwargs
+    ).check()
+    return y.tolist()
+
+
+LANES = np.arange(32, dtype=np.uint32)
+
+
+@pytest.mark.parametrize("mode", ["up", "down", "bfly", "idx"])
+@pytest.mark.parametrize("width", [32, 16, 8, 1])
+def test_shfl(mode, width):
+    """As __shfl_sync of that width: lanes shuffle among `width` neighbours, and keep their own where there is none."""
+    values = whole(32, 32)
+    clamp = (32 - width) << 8 | (0 if mode == "up" else 31)
+    for amounts in (np.full(32, 1), np.full(32, width // 2), LANES * 5 % 32):
+        got = per_lane(f"shfl.sync.{mode}.b32 r0|p, r1, r2, {clamp}, -1;", values, amounts)
+        found = per_lane(f"shfl.sync.{mode}.b32 r0|p, r1, r2, {clamp}, -1;", values, amounts, out=1)
+        alone = per_lane(f"shfl.sync.{mode}.b32 r0, r1, r2, {clamp}, 0xffffffff;", values, amounts)
+        want, inside = [], []
+        for lane in range(32):
+            first = lane // width * width
+            n = int(amounts[lane])
+            source = {"up": lane - n, "down": lane + n, "bfly": lane ^ n, "idx": first + n % width}[mode]
+            # bfly may reach the segments before its own, as CUDA says.
+            reached = source < first + width and (source >= first or mode == "bfly")
+            want.append(int(values[source if reached else lane]))
+            inside.append(int(reached))
+        assert got == alone == want
+        assert found == inside
+
+
+def test_shfl_within_some_lanes():
+    """Two halves of a warp, each with a mask of its own; and a guard instead of a branch."""
+    code = """setp.lt.u32 q, tid, 16; @q bra LOW; shfl.sync.idx.b32 r0, r1, 31, 31, 0xffff0000; bra END;
+LOW: shfl.sync.idx.b32 r0, r1, 3, 31, 0x0000ffff; END: """
+    assert per_lane(code, LANES) == [3] * 16 + [31] * 16
+    code = "mov.u32 r0, 99; setp.lt.u32 q, tid, 8; @q shfl.sync.bfly.b32 r0, r1, 7, 31, 255;"
+    assert per_lane(code, LANES) == [7, 6, 5, 4, 3, 2, 1, 0] + [99] * 24
+
+
+def test_vote():
+    some = np.array([3, 9] * 16)
+    for array, want in [(some, (0, 1, 0)), (some * 0, (1, 1, 1)), (some * 0 + 9, (0, 0, 1))]:
+        for mode, expected in zip(("all", "any", "uni"), want):
+            code = f"setp.lt.u32 q, r1, 5; vote.sync.{mode}.pred p, q, -1;"
+            assert per_lane(code, array, out=1) == [expected] * 32, (mode, array)
+    assert per_lane("setp.lt.u32 q, r1, 5; vote.sync.ballot.b32 r0, q, -1;", some) == [0x55555555] * 32
+    assert per_lane("setp.lt.u32 q, r1, 5; vote.sync.ballot.b32 r0, !q, -1;", some) == [0xAAAAAAAA] * 32
+    assert per_lane("setp.lt.u32 q, r1, 5; vote.sync.all.pred p, !q, -1;", some * 0 + 9, out=1) == [1] * 32
+    code = "mov.u32 r0, 0; setp.lt.u32 q, tid, 4; setp.lt.u32 s, r1, 5; @q vote.sync.ballot.b32 r0, s, 15;"
+    assert per_lane(code, some) == [5] * 4 + [0] * 28
+
+
+def test_match():
+    values = LANES % 5
+    want = [int(sum(1 << k for k in range(32) if k % 5 == lane % 5)) for lane in range(32)]
+    assert per_lane("match.any.sync.b32 r0, r1, -1;", values) == want
+    assert per_lane("cvt.u64.u32 x2, r1; match.any.sync.b64 r0, x2, -1;", values) == want
+    for array, alike in [(values, 0), (values * 0 + 7, 1)]:
+        assert per_lane("match.all.sync.b32 r0|p, r1, -1;", array) == [0xFFFFFFFF * alike] * 32
+        assert per_lane("match.all.sync.b32 r0|p, r1, -1;", array, out=1) == [alike] * 32
+
+
+def test_redux_activemask_elect():
+    values = whole(32, 32)
+    numbers = [int(v) for v in values]
+    s = [signed(v, 32) for v in numbers]
+    both = either = odd = numbers[0]
+    for n in numbers[1:]:
+        both, either, odd = both & n, either | n, odd ^ n
+    results = {"add.u32": sum(numbers), "add.s32": sum(s), "min.u32": min(numbers), "max.u32": max(numbers), "min.s32": min(s),
+               "max.s32": max(s), "and.b32": both, "or.b32": either, "xor.b32": odd}  # fmt: skip
+    for op, result in results.items():
+        assert per_lane(f"redux.sync.{op} r0, r1, -1;", values) == [result & 0xFFFFFFFF] * 32, op
+    code = "mov.u32 r0, 0; setp.ge.u32 q, tid, 30; @q redux.sync.add.u32 r0, r1, 0xC0000000;"
+    assert per_lane(code, LANES) == [0] * 30 + [61] * 2
+    assert per_lane("activemask.b32 r0;") == [0xFFFFFFFF] * 32
+    code = "mov.u32 r0, 1; setp.lt.u32 q, tid, 4; @q bra END; activemask.b32 r0; END: "
+    assert per_lane(code) == [1] * 4 + [0xFFFFFFF0] * 28
+    assert per_lane("elect.sync r0|p, -1;", out=1) == [1] + [0] * 31
+    code = "mov.u32 r0, 77; setp.ge.u32 q, tid, 5; @q elect.sync r0|p, 0xFFFFFFE0;"
+    assert per_lane(code) == [77] * 5 + [5] * 27
+
+
+def test_special_registers():
+    y = aligned(24 * 6, np.uint32)
+    specials = ["tid.x", "tid.y", "tid.z", "ctaid.x", "ctaid.y", "ctaid.z", "ntid.x", "ntid.y", "ntid.z", "nctaid.x", "nctaid.y",
+                "nctaid.z", "laneid", "warpid"]  # fmt: skip
+    y = aligned((12, 24, len(specials)), np.uint32)
+    code = "mov.u32 r1, %ctaid.z; mov.u32 r2, %ctaid.y; mov.u32 r3, %ctaid.x; mad.lo.u32 r1, r1, 2, r2; mad.lo.u32 r1, r1, 3, r3;"
+    code += "mov.u32 r4, %tid.z; mov.u32 r5, %tid.y; mad.lo.u32 r4, r4, 3, r5; mad.lo.u32 r4, r4, 4, tid; mad.lo.u32 r1, r1, 24, r4;"
+    code += f"mad.wide.u32 x1, r1, {4 * len(specials)}, _y;"
+    code += "".join(f"mov.u32 r6, %{s}; st.global.u32 [x1+{4 * k}], r6;" for k, s in enumerate(specials))
+    kernel(code, "y").launch((3, 2, 2), (4, 3, 2), [y]).check()
+    for block in range(12):
+        for thread in range(24):
+            assert y[block, thread].tolist() == [
+                thread % 4, thread // 4 % 3, thread // 12, block % 3, block // 3 % 2, block // 6, 4, 3, 2, 3, 2, 2, thread, 0
+            ]  # fmt: skip
+    masks = {"eq": lambda l: 1 << l, "lt": lambda l: (1 << l) - 1, "le": lambda l: (2 << l) - 1}
+    masks |= {"ge": lambda l: 0xFFFFFFFF & -1 << l, "gt": lambda l: 0xFFFFFFFF & -2 << l}
+    for name, f in masks.items():
+        assert per_lane(f"mov.u32 r0, %lanemask_{name};") == [f(l) for l in range(32)]
+
+
+# --- lanes that part --------------------------------------------------------------------------------------------------
+def collatz(n: int) -> int:
+    steps = 0
+    while n > 1 and steps < 40:
+        n = 3 * n + 1 if n % 2 else n // 2
+        steps += 1
+    return steps
+
+
+def test_loops_with_a_count_of_their_own():
+    code = """mov.u32 r0, 0; LOOP: setp.le.u32 p, r1, 1; @p bra END; setp.ge.u32 p, r0, 40; @p bra END;
+and.b32 r2, r1, 1; setp.eq.u32 q, r2, 0; @q bra EVEN; mad.lo.u32 r1, r1, 3, 1; bra NEXT;
+EVEN: shr.u32 r1, r1, 1; NEXT: add.u32 r0, r0, 1; bra LOOP; END: """
+    assert per_lane(code, LANES) == [collatz(n) for n in range(32)]
+
+
+def test_lanes_that_parted_meet_again():
+    """After a branch, and after a loop, all lanes go on together: activemask says so, and a shuffle finds all."""
+    code = """mov.u32 r5, 0; LOOP: add.u32 r5, r5, 1; setp.lt.u32 p, r5, r1; @p bra LOOP;
+setp.lt.u32 p, tid, 7; @p bra A; setp.lt.u32 q, tid, 20; @q bra B; add.u32 r5, r5, 1000; bra MEET;
+B: add.u32 r5, r5, 100; bra MEET; A: add.u32 r5, r5, 10; MEET: activemask.b32 r6; shfl.sync.bfly.b32 r7, r5, 31, 31, -1;
+setp.ne.u32 p, r6, -1; selp.u32 r0, 0, r7, p;"""
+    sums = [max(1, n) + (10 if n < 7 else 100 if n < 20 else 1000) for n in range(32)]
+    assert per_lane(code, LANES) == sums[::-1]
+
+
+def test_switch():
+    code = """T: .branchtargets L0, L1, L2, L3; setp.gt.u32 p, r1, 3; @p bra OTHER; brx.idx r1, T;
+L0: mov.u32 r0, 100; bra END; L1: mov.u32 r0, 101; L2: mov.u32 r0, 102; bra END; L3: mov.u32 r0, 103; bra END;
+OTHER: mov.u32 r0, 0; END: """
+    assert per_lane(code, LANES) == [100, 102, 102, 103] + [0] * 28
+
+
+@pytest.mark.parametrize("block", [1, 31, 33, 96, 200])
+def test_lanes_that_end_early_and_blocks_of_any_size(block):
+    """Threads beyond the end return; the others sum through shuffles that name the whole warp."""
+    y = aligned(256, np.uint32)
+    code = f"add.u64 x1, at, _y; and.b32 r9, tid, 31; setp.gt.u32 p, r9, 9; @p ret; setp.ge.u32 p, tid, {block}; @p exit; st.global.u32 [x1], 5;"
+    code = code.replace("], 5", "], r8").replace("add.u64", "mov.u32 r8, 5; add.u64", 1)
+    kernel(code, "y").launch(1, block, [y]).check()
+    assert y.tolist() == [5 if t < block and t % 32 < 10 else 0 for t in range(256)]
+    code = """add.u64 x1, at, _y; setp.gt.u32 p, tid, 3; @p ret; vote.sync.ballot.b32 r1, p, -1; bar.warp.sync -1;
+shfl.sync.idx.b32 r2, tid, 0, 31, -1; add.u32 r2, r2, 9; st.global.u32 [x1], r2;"""
+    y[:] = 0
+    kernel(code, "y").launch(1, block, [y]).check()
+    assert y.tolist() == [9 if t < min(4, block) else 0 for t in range(256)]
+
+
+def test_nothing_of_one_block_reaches_the_next():
+    """Barriers, carries, copies and local memory begin anew, and the order of the blocks does not count."""
+    y = aligned(8 * 64, np.uint32)
+    code = f"""{SHARED_64} mov.u32 r1, %ctaid.x; mad.lo.u32 r1, r1, 64, tid; mad.wide.u32 x1, r1, 4, _y; mov.u32 r2, room;
+shl.b32 r3, tid, 2; add.u32 r3, r3, r2; st.shared.u32 [r3], r1; bar.sync 0; xor.b32 r4, tid, 63; shl.b32 r4, r4, 2; add.u32 r4, r4, r2;
+ld.shared.u32 r5, [r4]; st.global.u32 [x1], r5;"""
+    for backwards in (False, True):
+        y[:] = 0
+        kernel(code, "y").launch(8, 64, [y], backwards=backwards).check()
+        assert (y.reshape(8, 64) == np.arange(512).reshape(8, 64)[:, ::-1]).all()
+
+
+# --- barriers ---------------------------------------------------------------------------------------------------------
+def test_barriers_with_numbers_and_counts():
+    """Two pairs of warps, each with a barrier of its own; then all."""
+    x, y = aligned(128, np.uint32), aligned(128, np.uint32)
+    x[:] = np.arange(128)
+    report = run(
+        f"""{SHARED_64} add.u64 x1, at, _x; add.u64 x2, at, _y; ld.global.u32 r1, [x1]; mov.u32 r2, room; shl.b32 r3, tid, 2;
+add.u32 r3, r3, r2; st.shared.u32 [r3], r1; shr.u32 r4, tid, 6; add.u32 r5, r4, 3; bar.sync r5, 64; xor.b32 r6, tid, 32;
+shl.b32 r6, r6, 2; add.u32 r6, r6, r2; ld.shared.u32 r7, [r6]; bar.sync 0; st.shared.u32 [r3], r7; barrier.sync.aligned 1;
+xor.b32 r6, tid, 64; shl.b32 r6, r6, 2; add.u32 r6, r6, r2; ld.shared.u32 r8, [r6]; st.global.u32 [x2], r8;""",
+        x, y, block=128,
+    )  # fmt: skip
+    assert (y == np.arange(128) ^ 96).all()
+    assert report.counts["barriers"] == 4
+
+
+def test_producers_arrive_and_consumers_wait():
+    """One warp fills, the other waits: they meet at two places of the program."""
+    y = aligned(32, np.uint32)
+    code = f"""{SHARED_64} mov.u32 r2, room; and.b32 r1, tid, 31; shl.b32 r3, r1, 2; add.u32 r3, r3, r2; setp.lt.u32 p, tid, 32; @p bra FILL;
+bar.sync 1, 64; ld.shared.u32 r4, [r3]; mad.wide.u32 x1, r1, 4, _y; st.global.u32 [x1], r4; bra END;
+FILL: add.u32 r4, r1, 100; st.shared.u32 [r3], r4; ARRIVE 1, 64; END: """
+    for arrive in ("bar.arrive", "bar.sync"):
+        y[:] = 0
+        kernel(code.replace("ARRIVE", arrive), "y").launch(1, 64, [y]).check()
+        assert (y == np.arange(32) + 100).all()
+
+
+def test_barriers_that_reduce():
+    y = aligned((96, 4), np.uint32)
+    code = """setp.lt.u32 p, tid, 40; bar.red.popc.u32 r1, 0, p; bar.red.or.pred q, 0, p; selp.u32 r2, 1, 0, q;
+barrier.cta.red.and.aligned.pred q, 0, p; selp.u32 r3, 1, 0, q; setp.lt.u32 p, tid, 96; bar.red.and.pred q, 0, 96, p; selp.u32 r4, 1, 0, q;
+mad.wide.u32 x1, tid, 16, _y; st.global.v4.u32 [x1], {r1, r2, r3, r4};"""
+    report = kernel(code, "y").launch(1, 96, [y])
+    report.check()
+    assert (y == [40, 1, 0, 1]).all()
+    assert report.counts["barriers"] == 4
+
+
+def test_a_warp_that_syncs_is_no_race():
+    """Each lane reads its neighbour's number and its own, meets its warp, and writes: three times over."""
+    y = aligned(64, np.uint32)
+    step = "ld.shared.u32 r5, [r3]; ld.shared.u32 r6, [r4]; add.u32 r5, r5, r6; MEET st.shared.u32 [r3], r5; MEET"
+    code = f"""{SHARED_64} mov.u32 r2, room; shl.b32 r3, tid, 2; add.u32 r3, r3, r2; xor.b32 r4, tid, 1; shl.b32 r4, r4, 2; add.u32 r4, r4, r2;
+st.shared.u32 [r3], tid; MEET {step * 3}\nadd.u64 x1, at, _y; st.global.u32 [x1], r5;"""
+    kernel(code.replace("MEET", "bar.warp.sync -1;\n"), "y").launch(1, 64, [y]).check()
+    assert y.tolist() == [4 * (t // 2 * 4 + 1) for t in range(64)]
+    for number in range(code.count("MEET") - 1):  # each of them is needed (but the last)
+        parts = code.split("MEET")
+        without = "bar.warp.sync -1;\n".join(parts[: number + 1]) + "\n" + "bar.warp.sync -1;\n".join(parts[number + 1 :])
+        found = {f.kind for f in kernel(without, "y").launch(1, 64, [y]).findings}
+        assert found == {"race"}, number
+
+
+# --- mistakes that must be found, and the same kernels mended, in which nothing may be ----------------------------------
+PLANTED = r"""
+#include <cuda_pipeline_primitives.h>
+#define KERNEL template <bool kMended> __global__ void
+
+KERNEL beyond_global(float* y, int n) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (!kMended || i < n)
+    y[i] = 1.f;  // HERE
+}
+KERNEL before_global(float* y, const float* x) {
+  const int i = threadIdx.x;
+  y[i] = i > 0 || kMended ? x[kMended ? i : i - 2] : 0.f;  // HERE
+}
+KERNEL beyond_shared(float* y, const float* x) {
+  __shared__ float s[63];
+  const int i = threadIdx.x;
+  if (kMended ? i < 63 : i < 64)
+    s[i] = x[i];  // HERE
+  __syncthreads();
+  if (i < 63) y[i] = s[62 - i];
+}
+KERNEL beyond_dynamic_shared(float* y, const float* x) {
+  extern __shared__ float4 room[];
+  float* s = reinterpret_cast<float*>(room);
+  s[threadIdx.x] = x[threadIdx.x];  // HERE
+  y[threadIdx.x] = s[threadIdx.x];
+}
+KERNEL beyond_local(float* y, int n) {
+  float a[8];
+  for (int k = 0; k < n; ++k) a[k % 8] = y[k];
+  float sum = a[n % 8];
+  for (int k = 0; k < (kMended ? 8 : n); ++k)
+    sum += a[k];  // HERE
+  y[threadIdx.x + 16] = sum;
+}
+KERNEL misaligned(float* y, const float* x) {
+  const float2 two =
+      *reinterpret_cast<const float2*>(x + (kMended ? 2 : 1) * threadIdx.x);  // HERE
+  y[threadIdx.x] = two.x + two.y;
+}
+KERNEL misaligned_shared(float* y, const float* x) {
+  __shared__ float s[128];
+  s[threadIdx.x] = s[threadIdx.x + 64] = x[threadIdx.x];
+  __syncthreads();
+  y[threadIdx.x] =
+      reinterpret_cast<const double*>(s + (kMended ? 0 : 1))[threadIdx.x] > 0;  // HERE
+}
+KERNEL unwritten_global(float* y, const float* x) {
+  if (kMended) y[threadIdx.x] = 0.f;
+  y[threadIdx.x] += x[threadIdx.x];  // HERE
+}
+KERNEL unwritten_shared(float* y, const float* x) {
+  __shared__ float s[96];
+  s[threadIdx.x] = x[threadIdx.x];
+  if (kMended && threadIdx.x < 32) s[threadIdx.x + 64] = 0.f;
+  __syncthreads();
+  y[threadIdx.x] =
+      s[threadIdx.x + 32];  // HERE
+}
+KERNEL no_syncthreads(float* y, const float* x) {
+  __shared__ float s[64];
+  s[threadIdx.x] = x[threadIdx.x];
+  if (kMended) __syncthreads();
+  y[threadIdx.x] =
+      s[threadIdx.x % 32];  // HERE
+}
+KERNEL no_syncthreads_before_the_next_write(float* y, const float* x) {
+  __shared__ float s[64];
+  for (int k = 0; k < 3; ++k) {
+    s[threadIdx.x] = x[threadIdx.x + k];  // HERE
+    __syncthreads();
+    y[threadIdx.x + 64 * k] = s[63 - threadIdx.x];
+    if (kMended) __syncthreads();
+  }
+}
+KERNEL no_syncwarp(float* y, const float* x) {
+  __shared__ volatile float s[64];
+  s[threadIdx.x] = x[threadIdx.x];
+  if (kMended) __syncwarp();
+  y[threadIdx.x] =
+      s[threadIdx.x ^ 1];  // HERE
+}
+KERNEL two_write(float* y, const float* x) {
+  const int i = kMended ? blockIdx.x * blockDim.x + threadIdx.x : threadIdx.x;
+  y[i] = x[i];  // HERE
+}
+KERNEL two_threads_write(float* y, const float* x) {
+  const int i = threadIdx.x;
+  y[kMended ? i : i / 2] = x[i];  // HERE
+}
+KERNEL in_place(float* y, const float* x, int n) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  const float* from = kMended ? x : y;
+  const float next = from[(i + 1) % n];
+  y[i] = next;  // HERE
+}
+KERNEL sum_without_atomics(float* y, const float* x) {
+  if (kMended)
+    atomicAdd(y, x[threadIdx.x]);
+  else
+    *y += x[threadIdx.x];  // HERE
+}
+KERNEL barrier_in_a_branch(float* y, const float* x) {
+  __shared__ float s[64];
+  s[threadIdx.x] = x[threadIdx.x];
+  if (kMended) __syncthreads();
+  if (threadIdx.x % 2) {
+    if (!kMended) __syncthreads();
+    y[threadIdx.x] = s[threadIdx.x ^ 2];
+  } else {
+    if (!kMended) __syncthreads();  // HERE
+    y[threadIdx.x] = 2 * s[threadIdx.x ^ 4];
+  }
+}
+KERNEL barrier_that_some_miss(float* y, const float* x, int n) {
+  __shared__ float s[64];
+  if (!kMended && threadIdx.x >= n) return;
+  s[threadIdx.x] = x[threadIdx.x];
+  __syncthreads();  // HERE
+  y[threadIdx.x] = s[threadIdx.x ^ 1];
+}
+KERNEL no_pipeline_wait(float* y, const float* x) {
+  __shared__ float s[64];
+  __pipeline_memcpy_async(s + threadIdx.x, x + threadIdx.x, 4);
+  __pipeline_commit();
+  if (kMended) __pipeline_wait_prior(0);
+  __syncthreads();
+  y[threadIdx.x] =
+      s[63 - threadIdx.x];  // HERE
+}
+KERNEL pipeline_wait_of_too_few(float* y, const float* x) {
+  __shared__ float s[2][64];
+  for (int k = 0; k < 4; ++k) {
+    __syncthreads();
+    __pipeline_memcpy_async(&s[k % 2][threadIdx.x], x + 64 * k + threadIdx.x, 4);
+    __pipeline_commit();
+    __pipeline_wait_prior(k == 0 || kMended ? 0 : 1);
+    __syncthreads();
+    y[64 * k + threadIdx.x] =
+        s[k % 2][63 - threadIdx.x];  // HERE
+  }
+}
+KERNEL shuffle_in_a_branch(float* y, const float* x) {
+  float v = x[threadIdx.x];
+  if (kMended || threadIdx.x % 32 < 16)
+    v += __shfl_xor_sync(~0u, v, 1);  // HERE
+  y[threadIdx.x] = v;
+}
+KERNEL shuffle_from_one_that_ended(float* y, const float* x, int n) {
+  if (threadIdx.x >= n) return;
+  y[threadIdx.x] =
+      __shfl_down_sync(~0u, x[threadIdx.x], kMended ? 0 : 2);  // HERE
+}
+KERNEL shuffle_without_oneself(float* y, const float* x) {
+  y[threadIdx.x] =
+      __shfl_xor_sync(kMended ? ~0u : 0xffffu, x[threadIdx.x], 1);  // HERE
+}
+
+#define BOTH(name, ...) template __global__ void name<false>(__VA_ARGS__); template __global__ void name<true>(__VA_ARGS__);
+BOTH(beyond_global, float*, int)
+BOTH(before_global, float*, const float*)
+BOTH(beyond_shared, float*, const float*)
+BOTH(beyond_dynamic_shared, float*, const float*)
+BOTH(beyond_local, float*, int)
+BOTH(misaligned, float*, const float*)
+BOTH(misaligned_shared, float*, const float*)
+BOTH(unwritten_global, float*, const float*)
+BOTH(unwritten_shared, float*, const float*)
+BOTH(no_syncthreads, float*, const float*)
+BOTH(no_syncthreads_before_the_next_write, float*, const float*)
+BOTH(no_syncwarp, float*, const float*)
+BOTH(two_write, float*, const float*)
+BOTH(two_threads_write, float*, const float*)
+BOTH(in_place, float*, const float*, int)
+BOTH(sum_without_atomics, float*, const float*)
+BOTH(barrier_in_a_branch, float*, const float*)
+BOTH(barrier_that_some_miss, float*, const float*, int)
+BOTH(no_pipeline_wait, float*, const float*)
+BOTH(pipeline_wait_of_too_few, float*, const float*)
+BOTH(shuffle_in_a_branch, float*, const float*)
+BOTH(shuffle_from_one_that_ended, float*, const float*, int)
+BOTH(shuffle_without_oneself, float*, const float*)
+"""
+
+
+class Bug(NamedTuple):
+    """What must be found: where first, by what instruction; and how the kernel is launched."""
+
+    kind: str
+    thread: int
+    opcode: str
+    args: str = "yx"  # or n: a number
+    grid: int = 1
+    block: int = 64
+    where: int = 0  # the block that is found
+    n: int = 0
+    shared: tuple[int, int] = (0, 0)  # dynamic bytes of the wrong kernel, and of the mended
+    initialised: bool = True
+    also: tuple[str, ...] = ()  # other kinds that follow from it
+
+
+BUGS = {
+    "beyond_global": Bug("out-of-bounds", 24, "st.global", "yn", 7, 40, 6, n=264),
+    "before_global": Bug("out-of-bounds", 1, "ld.global"),
+    "beyond_shared": Bug("out-of-bounds", 63, "st.shared"),
+    "beyond_dynamic_shared": Bug("out-of-bounds", 60, "st.shared", shared=(240, 256), also=("out-of-bounds",)),
+    "beyond_local": Bug("out-of-bounds", 0, "ld.local", "yn", n=9),
+    "misaligned": Bug("misaligned", 1, "ld.global"),
+    "misaligned_shared": Bug("misaligned", 0, "ld.shared"),
+    "unwritten_global": Bug("uninitialised", 0, "ld.global", initialised=False),
+    "unwritten_shared": Bug("uninitialised", 32, "ld.shared"),
+    "no_syncthreads": Bug("race", 32, "ld.shared"),
+    "no_syncthreads_before_the_next_write": Bug("race", 32, "st.shared", also=("race",)),
+    "no_syncwarp": Bug("race", 0, "ld.volatile.shared"),
+    "two_write": Bug("race", 0, "st.global", grid=3, where=1),
+    "two_threads_write": Bug("race", 1, "st.global"),
+    "in_place": Bug("race", 1, "st.global", "yxn", 2, 64, n=128, also=("race",)),
+    "sum_without_atomics": Bug("race", 0, "st.global", also=("race",)),
+    "barrier_in_a_branch": Bug("barrier", 0, "bar"),
+    "barrier_that_some_miss": Bug("barrier", 0, "bar", "yxn", n=40),
+    "no_pipeline_wait": Bug("uninitialised", 0, "ld.shared"),
+    "pipeline_wait_of_too_few": Bug("uninitialised", 0, "ld.shared", also=("uninitialised",)),
+    "shuffle_in_a_branch": Bug("warp-sync", 0, "shfl"),
+    "shuffle_from_one_that_ended": Bug("warp-sync", 38, "shfl", "yxn", n=40),
+    "shuffle_without_oneself": Bug("warp-sync", 16, "shfl"),
+}
+NO_NVCC = pytest.mark.skipif(not shutil.which("nvcc"), reason="needs nvcc, to compile the planted mistakes")
+
+
+@pytest.fixture(scope="session")
+def planted(tmp_path_factory):
+    """Modules and texts by architecture, compiled when they are wanted."""
+    compiled = {}
+
+    def get(arch: int) -> tuple[Module, list[str]]:
+        if arch not in compiled:
+            folder = tmp_path_factory.mktemp("planted")
+            (folder / "planted.cu").write_text(PLANTED)
+            command = ["nvcc", f"-arch=sm_{arch}", "-ptx", "-lineinfo", "-o", folder / "planted.ptx", folder / "planted.cu"]
+            subprocess.run(command, check=True, capture_output=True)
+            text = (folder / "planted.ptx").read_text()
+            compiled[arch] = Module(text), text.split("\n")
+        return compiled[arch]
+
+    return get
+
+
+def launched(module: Module, name: str, bug: Bug, mended: bool, backwards=False):
+    y = aligned(264)
+    x = aligned(264)
+    x[:] = np.arange(264)
+    memory = Memory()
+    memory.track(y, name="y", initialised=bug.initialised)
+    memory.track(x, name="x")
+    (mangled,) = (k for k in module.kernels if f"{len(name)}{name}ILb{int(mended)}E" in k)
+    args = [{"y": y, "x": x, "n": bug.n}[letter] for letter in bug.args]
+    report = module[mangled].launch(
+        bug.grid, bug.block, args, shared=bug.shared[mended], memory=memory, backwards=backwards
+    )
+    return mangled, report
+
+
+@NO_NVCC
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("name", BUGS)
+def test_planted_mistakes_are_found(planted, name, arch):
+    module, lines = planted(arch)
+    bug = BUGS[name]
+    mangled, report = launched(module, name, bug, mended=False)
+    assert report.findings, "nothing found"
+    source = PLANTED.split("\n")
+    start = next(k for k, line in enumerate(source) if line.startswith(f"KERNEL {name}("))
+    here = next(k for k in range(start, len(source)) if "// HERE" in source[k]) + 1
+    found = [f for f in report.findings if f.kind == bug.kind and f.source.endswith(f"planted.cu:{here}") and bug.opcode in lines[f.line - 1]]
+    assert found, report.findings
+    first = found[0]
+    assert (first.kernel, first.block, first.thread) == (mangled, (bug.where, 0, 0), (bug.thread, 0, 0)), first
+    others = {f.kind for f in report.findings if f is not first}
+    assert others <= set(bug.also), report.findings
+    with pytest.raises(AssertionError, match=rf"{bug.kind}: {mangled}, block .*, thread .*, PTX line \d+ \(.*planted.cu:{here}\)"):
+        report.check()
+
+
+@NO_NVCC
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("name", BUGS)
+def test_nothing_is_found_in_what_was_mended(planted, name, arch):
+    for backwards in (False, True):
+        launched(planted(arch)[0], name, BUGS[name], mended=True, backwards=backwards)[1].check()
+
+
+def finding(code: str, *arrays, block=32, grid=1, **kwargs) -> list:
+    names = " ".join("xyzuv"[: len(arrays)])
+    return kernel(code, names).launch(grid, block, list(arrays), **kwargs).findings
+
+
+def test_planted_mistakes_in_ptx():
+    x = aligned(64, np.uint32)
+    line = len(f"{HEAD}\n".split("\n")) + 2  # of the body
+
+    def one(code: str, kind: str, thread: int, at: int, **kwargs) -> str:
+        findings = finding(code, x, **kwargs)
+        assert [(f.kind, f.thread[0], f.line, f.source) for f in findings] == [(kind, thread, line + at, "")], findings
+        return findings[0].text
+
+    text = one("add.u64 x1, at, _x;\n ld.global.u32 r1, [x1+132];", "out-of-bounds", 31, 2)
+    assert text == "reads 4 bytes, 0 bytes after the end of x (256 bytes)"
+    text = one("add.u64 x1, at, _x;\n\n ld.global.v2.u32 {r1, r2}, [x1];", "misaligned", 1, 3)
+    assert "8 bytes" in text
+    one("mov.u64 x1, 64; atom.global.add.u32 r1, [x1], 1;", "out-of-bounds", 0, 1)
+    one(".shared .align 4 .b8 room[100];\nmov.u32 r1, room; shl.b32 r2, tid, 2; add.u32 r1, r1, r2;\nst.shared.u32 [r1], r1;",
+        "out-of-bounds", 25, 3)  # fmt: skip
+    one(".local .align 4 .b8 own[8];\nst.local.u32 [own+8], tid;", "out-of-bounds", 0, 2)
+    one("mov.u64 x1, x;\nld.param.u32 r1, [x+8];", "out-of-bounds", 0, 2)
+    one("cvt.u32.u64 r1, _x; cvt.u64.u32 x1, r1; ld.global.u32 r2, [x1];", "out-of-bounds", 0, 1)
+    one("setp.lt.u32 p, tid, 9;\n@p trap;", "trap", 0, 2)
+    one(f"{SHARED_64}\nmov.u64 x1, room; cvta.shared.u64 x1, x1; ld.global.u32 r1, [x1];", "out-of-bounds", 0, 3)
+    one("T: .branchtargets A; A: setp.eq.u32 p, tid, 0; selp.u32 r1, 7, 9, p;\n@p bra END; brx.idx r1, T; END:", "trap", 1, 2)
+    one("setp.lt.u32 p, tid, 9;\n@p vote.sync.ballot.b32 r1, p, -1;", "warp-sync", 0, 2)
+    one("setp.lt.u32 p, tid, 9; @p bra A; bar.sync 0; A: \n bar.sync 0;", "barrier", 0, 2)
+
+
+def test_a_race_is_one_between_any_two():
+    """Readers of one warp, of two, of two blocks; and none where a barrier or an end lies between."""
+    x, y = aligned(64, np.uint32), aligned(64, np.uint32)
+    read, write = "ld.global.u32 r1, [_x];", "st.global.u32 [_x], tid;"
+
+    def kinds(code: str, block=64, grid=1) -> list[str]:
+        return [f.kind for f in finding(code, x, y, block=block, grid=grid)]
+
+    only = "setp.eq.u32 p, tid, {}; @p "
+    assert kinds(read, grid=3) == []
+    assert kinds(read + only.format(63) + write) == ["race"]
+    assert kinds(read + "\n" + only.format(0) + write) == ["race", "race"]
+    assert kinds(read + "bar.sync 0; " + only.format(0) + write) == []
+    assert kinds(only.format(0) + read + only.format(0) + write) == []
+    assert kinds(only.format(0) + read + only.format(33) + write) == ["race"]
+    assert kinds(only.format(0) + write, grid=2) == ["race"]
+    assert kinds("mov.u32 r2, %ctaid.x; setp.eq.u32 p, r2, 1; @p " + write + " @!p " + read, block=1, grid=2) == ["race"]
+    assert kinds("red.global.add.u32 [_x], 1;", grid=2) == []
+    assert kinds("red.global.add.u32 [_x], 1;" + read) == ["race"]
+    # One launch is over before the next begins.
+    memory = Memory()
+    for _ in range(3):
+        assert finding(only.format(5) + write, x, y, memory=memory) == []
+        assert finding(read, x, y, memory=memory) == []
+
+
+def test_what_one_launch_wrote_the_next_may_read():
+    y, z = aligned(32, np.uint32), aligned(32, np.uint32)
+    memory = Memory()
+    memory.track(y, name="y", initialised=False)
+    half = "add.u64 x1, at, _x; add.u64 x2, at, _y; "
+    assert finding(half + "setp.lt.u32 p, tid, 16; @p st.global.u32 [x1], 5;".replace("5", "tid"), y, z, memory=memory) == []
+    findings = finding(half + "ld.global.u32 r1, [x1]; st.global.u32 [x2], r1;", y, z, memory=memory)
+    assert [(f.kind, f.thread, f.times) for f in findings] == [("uninitialised", (16, 0, 0), 16)]
+    assert "y" in findings[0].text
+    memory.clear()
+    assert finding(half + "ld.global.u32 r1, [x1]; st.global.u32 [x2], r1;", y, z, memory=memory) == []
+    # Of a number only some of whose bytes were written, the others are not known.
+    memory.track(y, name="y", initialised=False)
+    assert finding("add.u64 x1, at, _x; st.global.u8 [x1+1], tid;", y, memory=memory) == []
+    assert finding("add.u64 x1, at, _x; ld.global.u8 r1, [x1+1];", y, memory=memory) == []
+    assert [f.kind for f in finding("add.u64 x1, at, _x; ld.global.u16 r1, [x1];", y, memory=memory)] == ["uninitialised"]
+
+
+# --- traffic: numbers counted by hand ---------------------------------------------------------------------------------
+def traffic(code: str, room: int, *, block=32, grid=1, dtype=np.uint8, what="global_loads") -> tuple:
+    """Requests, sectors, ideal sectors, bytes, unique bytes and bytes of L2, of a kernel on `room` bytes x."""
+    counts = run(code, aligned(room, dtype), block=block, grid=grid).counts[what]
+    return tuple(counts[k] for k in ("requests", "sectors", "ideal_sectors", "bytes", "unique_bytes", "l2_bytes"))
+
+
+def index(scale: int, offset: int = 0) -> str:
+    return f"mov.u32 r9, %ctaid.x; mov.u32 r8, %ntid.x; mad.lo.u32 r9, r9, r8, tid; mad.wide.u32 x1, r9, {scale}, _x; add.u64 x1, x1, {offset};"
+
+
+def test_global_traffic():
+    load, vector = "ld.global.f32 f1, [x1];", "ld.global.v4.f32 {f1, f2, f3, f4}, [x1];"
+    assert traffic(index(4) + load, 256) == (1, 4, 4, 128, 128, 128)  # coalesced
+    assert traffic(index(8) + load, 256) == (1, 8, 4, 256, 128, 256)  # every other number
+    assert traffic(index(128) + load, 4096) == (1, 32, 4, 1024, 128, 1024)  # a column
+    assert traffic("ld.global.f32 f1, [_x];", 64) == (1, 1, 1, 32, 4, 32)  # all the same
+    assert traffic(index(4, 4) + load, 256) == (1, 5, 4, 160, 128, 160)  # one beside the sector's edge
+    assert traffic(index(16) + vector, 512) == (1, 16, 16, 512, 512, 512)
+    assert traffic(index(16, 16) + vector, 528) == (1, 17, 16, 544, 512, 544)
+    assert traffic(index(2) + "ld.global.u16 h1, [x1];", 64, dtype=np.uint8) == (1, 2, 2, 64, 64, 64)
+    # Two warps in each of three blocks.
+    assert traffic(index(4) + load, 768, block=64, grid=3) == (6, 24, 24, 768, 768, 768)
+    # Each block reads the same again: once a block from L2, each byte once in all.
+    assert traffic(f"add.u64 x1, at, _x; {load} {load}", 256, block=64, grid=3) == (12, 48, 48, 1536, 256, 768)
+    # Lanes that overlap: 31 of 33 numbers twice.
+    assert traffic(index(4) + "ld.global.u8 r1, [x1]; ld.global.f32 f1, [x1];", 128) == (2, 8, 8 - 3, 256, 128, 128)
+    # Only lanes that take part count; none at all is no request.
+    assert traffic(index(4) + "setp.lt.u32 p, tid, 8; @p " + load, 256) == (1, 1, 1, 32, 32, 32)
+    assert traffic(index(4) + "setp.lt.u32 p, tid, 0; @p " + load, 256) == (0, 0, 0, 0, 0, 0)
+    stores = {"what": "global_stores"}
+    assert traffic(index(4) + "st.global.u32 [x1], tid;", 128, **stores) == (1, 4, 4, 128, 128, 128)
+    assert traffic(index(12, 4) + "st.global.u32 [x1], tid;", 400, **stores) == (1, 12, 4, 384, 128, 384)
+    assert traffic(index(4) + "st.global.u32 [x1], tid;", 128) == (0, 0, 0, 0, 0, 0)
+    # What cp.async reads is read, through registers or not.
+    copy = f"{SHARED_64} mov.u32 r1, room; shl.b32 r2, tid, 4; add.u32 r1, r1, r2; cp.async.cg.shared.global [r1], [x1], 16; cp.async.wait_all;"
+    assert traffic(copy.replace("mov.u32 r1", index(16) + "mov.u32 r1"), 512) == (1, 16, 16, 512, 512, 512)
+
+
+def test_traffic_begins_where_memory_does():
+    """A tensor's elements lie where they lie: a view that begins 4 bytes later is read in a sector more."""
+    x = torch.zeros(65)
+    report = kernel("add.u64 x1, at, _x; ld.global.f32 f1, [x1];", "x").launch(1, 32, [x[1:33]])
+    assert x.data_ptr() % 32 == 0
+    assert report.counts["global_loads"]["sectors"] == 5
+
+
+def wavefronts(address: str, type: str = "u32", registers: str = "r1", what="shared_stores") -> tuple:
+    access = f"st.shared.{type} [r10], {registers};" if what == "shared_stores" else f"st.shared.u32 [r10], r1; ld.shared.{type} {registers}, [r10];"
+    code = f".shared .align 16 .b8 room[4352]; {address} mov.u32 r11, room; add.u32 r10, r10, r11; {access}"
+    counts = run(code, aligned(4)).counts[what]
+    return tuple(counts[k] for k in ("requests", "wavefronts", "ideal_wavefronts"))
+
+
+def test_bank_conflicts():
+    def by(scale: int) -> str:
+        return f"mul.lo.u32 r10, tid, {scale};"
+
+    assert wavefronts(by(4)) == (1, 1, 1)
+    assert wavefronts(by(8)) == (1, 2, 1)
+    assert wavefronts(by(16)) == (1, 4, 1)
+    assert wavefronts(by(128)) == (1, 32, 1)  # a column of 32
+    assert wavefronts(by(132)) == (1, 1, 1)  # a column of 33
+    assert wavefronts(by(12)) == (1, 1, 1)  # an odd stride
+    assert wavefronts("xor.b32 r10, tid, 13; shl.b32 r10, r10, 2;") == (1, 1, 1)
+    assert wavefronts(by(8), "v2.u32", "{r1, r2}") == (1, 2, 2)
+    assert wavefronts(by(16), "v4.u32", "{r1, r2, r3, r4}") == (1, 4, 4)
+    assert wavefronts(by(16), "v2.u32", "{r1, r2}") == (1, 4, 2)
+    assert wavefronts(by(80), "v4.u32", "{r1, r2, r3, r4}") == (1, 4, 4)  # rows of 80 bytes
+    assert wavefronts(by(128), "v4.u32", "{r1, r2, r3, r4}") == (1, 32, 4)
+    assert wavefronts(by(2), "u16", "h1") == (1, 1, 1)  # two lanes to a word
+    # Broadcasts: all lanes one word, or two words of one bank.
+    code = """.shared .align 4 .b8 room[256]; mov.u32 r1, 1; setp.lt.u32 p, tid, 2; shl.b32 r2, tid, 7; mov.u32 r3, room;
+add.u32 r2, r2, r3; @p st.shared.u32 [r2], r1; bar.warp.sync -1; ld.shared.u32 r1, [room]; and.b32 r4, tid, 1; shl.b32 r4, r4, 7; add.u32 r4, r4, r3; ld.shared.u32 r1, [r4];"""
+    loads = run(code, aligned(4)).counts
+    assert loads["shared_loads"] == {"requests": 2, "wavefronts": 3, "ideal_wavefronts": 2}
+    assert loads["shared_stores"] == {"requests": 1, "wavefronts": 2, "ideal_wavefronts": 1}
+
+
+def test_ldmatrix_wavefronts():
+    for pitch, wavefronts_ in [(16, 4), (32, 8), (80, 4), (128, 32), (144, 4)]:
+        code = f""".shared .align 16 .b8 room[5120]; mul.lo.u32 r10, tid, {pitch}; mov.u32 r11, room; add.u32 r10, r10, r11;
+st.shared.v4.u32 [r10], {{r1, r2, r3, r4}}; bar.warp.sync -1; ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{r1, r2, r3, r4}}, [r10];"""
+        counts = run(code, aligned(4)).counts["shared_loads"]
+        assert counts == {"requests": 1, "wavefronts": wavefronts_, "ideal_wavefronts": 4}, pitch
+
+
+def test_instructions_atomics_barriers_blocks():
+    text = f"""{HEAD}.visible .entry k(.param .u64 x) {{ {REGISTERS} .shared .b32 sh;
+mov.u32 r1, %tid.x;
+ld.param.u64 x1, [x];
+setp.lt.u32 p, r1, 5;
+@p red.global.add.u32 [x1], r1;
+@!p atom.global.max.u32 r2, [x1], r1;
+bar.sync 0;
+cvt.rn.f32.u32 f1, r1;
+add.f32 f1, f1, f1; fma.rn.f32 f1, f1, f1, f1;
+ex2.approx.f32 f1, f1;
+@p bra END;
+add.u32 r1, r1, r1;
+END: bar.sync 0;
+ret; }}"""
+    kernel_ = Module(text)["k"]
+    reports = [kernel_.launch(3, 40, [aligned(1, np.uint32)], backwards=b) for b in (False, True, False)]
+    for report in reports:
+        assert report.counts["blocks"] == 3
+        assert report.counts["barriers"] == 6
+        assert report.counts["atomics"] == 3 * 40
+        assert report.counts["by_class"] == {
+            "float": 3 * 40 * 2, "int": 3 * (40 + 35), "move": 3 * 80, "memory": 3 * 40, "special": 3 * 80,
+            "control": 3 * (40 + 5 + 40 + 40), "matrix": 0}  # fmt: skip
+        assert report.counts["instructions"] == sum(report.counts["by_class"].values())
+        # The second warp, of 8 lanes, has none that @p concerns.
+        assert report.counts["warp_instructions"] == 3 * (14 + 12)
+        assert report.counts == reports[0].counts
+    both = reports[0] + reports[1]
+    assert both.counts["atomics"] == 240
+    assert both.counts["by_class"]["move"] == 480
+    assert both.findings == []
+
+
+def test_matrix_instructions_are_a_class():
+    code = "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {f1, f2, f3, f4}, {r1, r2, r3, r4}, {r5, r6}, {f1, f2, f3, f4};"
+    assert run(code, aligned(4)).counts["by_class"]["matrix"] == 32
+
+
+# --- what is refused, and how -----------------------------------------------------------------------------------------
+GOOD = f"{HEAD}.visible .entry k(.param .u64 x, .param .u32 n) {{\n.reg .b32 r<9>;\nmov.u32 r1, 5;\nret;\n}}\n"
+
+
+@pytest.mark.parametrize("text", ["", "hello", "int main() { return 0; }", "\x7fELF\x02\x01", GOOD[20:]])
+def test_text_that_is_no_ptx(text):
+    with pytest.raises(Malformed, match="not PTX"):
+        Module(text)
+    with pytest.raises(ValueError, match="mine.cu: this is not PTX"):
+        Module(text, source="mine.cu")
+
+
+def test_ptx_that_ends_too_early():
+    for end in range(GOOD.index("("), len(GOOD) - 3, 5):
+        with pytest.raises(Malformed, match=r"line 4"):
+            Module(GOOD[:end])["k"].launch(1, 1, [None, 0])
+    Module(GOOD)["k"].launch(1, 1, [None, 0])
+    with pytest.raises(TypeError, match="ptx must be a str, got bytes"):
+        Module(GOOD.encode())
+
+
+@pytest.mark.parametrize(
+    ("line", "error", "message"),
+    [
+        ("wibble.u32 r1, r2;", Unknown, "`wibble.u32 r1, r2`"),
+        ("add.u128 r1, r1, r2;", Unknown, "`add.u128 r1, r1, r2`"),
+        ("add.f32.weird r1, r1, r2;", Unknown, "weird"),
+        ("mul.f32 r1, r2, r3.x;", Malformed, "r3.x"),
+        ("redux.sync.mul.u32 r1, r2, -1;", Unknown, "redux.mul.u32"),
+        ("shfl.up.b32 r1, r2, 1, 0;", Unknown, "without .sync"),
+        ("atom.global.mul.u32 r1, [r2], r3;", Unknown, "atom.mul.u32"),
+        ("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {r1}, {r1}, {r1}, {r1};", Unknown, "mma"),
+        ("cp.async.bulk.commit_group;", Unknown, "cp.async"),
+        ("call foo, (r1);", Unknown, "call foo"),
+        ("wgmma.fence.sync.aligned;", Unknown, "wgmma"),
+        ("bra NOWHERE;", Malformed, "no label NOWHERE"),
+        ("mov.u32 r77, 1;", Malformed, "r77"),
+        ("mov.u64 r1, 1;", Malformed, "size"),
+        ("mov.u32 r1, banana;", Malformed, "banana"),
+        ("ld.global.u32 r1, [banana];", Malformed, "banana"),
+        ("ld.global.v2.u32 r1, [r2];", Malformed, "1 registers for 2"),
+        ("add.u32 r1, r2;", None, "add.u32 r1, r2"),
+        ("add.u32 r1, r2, r3, r4;", None, "add.u32 r1, r2, r3, r4"),
+        ("ADD r1;", Malformed, "ADD r1"),
+        ("setp.lt.u32 r1, r1, r2;", Malformed, "pred"),
+        ("mov.u32 %tid.x, 1;", Malformed, "%tid.x"),
+        ("}", Malformed, "line 8|line 7"),
+        (".reg .b99 q;", Malformed, "b99"),
+    ],
+)
+def test_instructions_that_are_not_known(line, error, message):
+    """Named with the kernel and the line, when the kernel is launched: others of the file run."""
+    other = GOOD.split("\n", 3)[3].replace(" k(", " other(")
+    text = GOOD.replace("ret;", f"add.u32 r1, r1, r1;\n{line}\nret;") + other
+    if line == "}":
+        with pytest.raises(Malformed):
+            Module(text)["k"].launch(1, 1, [None, 0])
+        return
+    module = Module(text)
+    for _ in range(2):  # the second time too
+        with pytest.raises(error or (Unknown, Malformed)) as caught:
+            module["k"].launch(1, 1, [None, 0])
+        assert isinstance(caught.value, NotImplementedError | ValueError)
+        assert re.search("PTX line 8", str(caught.value)), caught.value
+        assert re.search(message, str(caught.value)), caught.value
+        if "cannot read" not in str(caught.value):
+            assert "k, PTX line 8" in str(caught.value)
+    module["other"].launch(1, 1, [None, 0]).check()
+
+
+def test_kernels_that_are_not_there():
+    with pytest.raises(ValueError, match="no kernel 'j'; there are k"):
+        Module(GOOD)["j"]
+    with pytest.raises(ValueError, match="there are none"):
+        Module(HEAD)["j"]
+
+
+X = np.zeros(4, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("args", "error", "message"),
+    [
+        ([X], TypeError, "k takes 2 arguments, got 1"),
+        ([X, 1, 2], TypeError, "k takes 2 arguments, got 3"),
+        ([X, 1.5], TypeError, r"k, argument 1 \(n, .u32, 4 bytes\): got the float 1.5"),
+        ([X, "1"], TypeError, r"argument 1 \(n.*got str"),
+        ([X, X], TypeError, r"argument 1 \(n.*a pointer does not fit"),
+        ([X, None], TypeError, r"argument 1 \(n.*a pointer does not fit"),
+        ([X, 2**32], ValueError, r"argument 1 \(n.*4294967296 does not fit"),
+        ([X, -(2**31) - 1], ValueError, "does not fit"),
+        ([X, b"\0" * 3], ValueError, "got 3 bytes"),
+        ([1.5, 1], TypeError, r"argument 0 \(x, .u64, 8 bytes\): got the float"),
+        ([torch.zeros(4, device="meta"), 1], TypeError, r"argument 0 \(x.*must be on the CPU, got one on meta"),
+        ([[1, 2], 1], TypeError, "got list"),
+    ],
+)
+def test_arguments_that_do_not_fit(args, error, message):
+    with pytest.raises(error, match=message):
+        Module(GOOD)["k"].launch(1, 1, args)
+
+
+@pytest.mark.parametrize(
+    ("grid", "block", "shared", "error", "message"),
+    [
+        (0, 1, 0, ValueError, "grid must be positive in every dimension"),
+        ((1, 0), 1, 0, ValueError, "grid must be positive"),
+        (1, 0, 0, ValueError, "block must be positive"),
+        (-1, 1, 0, ValueError, "grid must be positive"),
+        (1.0, 1, 0, TypeError, "grid must be 1 to 3 ints, got 1.0"),
+        ((1, 1, 1, 1), 1, 0, TypeError, "grid must be 1 to 3 ints"),
+        ((), 1, 0, TypeError, "grid must be 1 to 3 ints"),
+        ("1", 1, 0, TypeError, "grid must be 1 to 3 ints"),
+        (True, 1, 0, TypeError, "grid must be 1 to 3 ints"),
+        ((1, 65536), 1, 0, ValueError, "grid must not exceed"),
+        (1, 1025, 0, ValueError, "block must not exceed"),
+        (1, (32, 33), 0, ValueError, "at most 1024 threads"),
+        (1, (1, 1, 65), 0, ValueError, "block must not exceed"),
+        (1, None, 0, ValueError, "block must be given"),
+        (1, 1, -1, ValueError, "shared must be a number of bytes"),
+        (1, 1, 1.5, ValueError, "shared must be a number of bytes"),
+        (1, 1, 227 * 1024 + 1, ValueError, "232449 bytes of shared memory, sm_90 has 232448"),
+    ],
+)
+def test_launches_that_are_refused(grid, block, shared, error, message):
+    with pytest.raises(error, match=message):
+        Module(GOOD)["k"].launch(grid, block, [X, 1], shared=shared)
+
+
+def test_limits_that_a_kernel_gives_itself():
+    most = Module(GOOD.replace(") {", ")\n.maxntid 64, 2, 1\n{"))["k"]
+    assert (most.max_threads, most.block) == (128, None)
+    most.launch(1, 128, [X, 1])
+    with pytest.raises(ValueError, match="at most 128 threads"):
+        most.launch(1, 129, [X, 1])
+    exactly = Module(GOOD.replace(") {", ")\n.reqntid 64\n{"))["k"]
+    assert exactly.block == (64, 1, 1)
+    exactly.launch(1, None, [X, 1])
+    with pytest.raises(ValueError, match=r"exactly \(64, 1, 1\)"):
+        exactly.launch(1, 32, [X, 1])
+
+
+def test_what_memory_takes():
+    memory = Memory()
+    for bad in ("x", 5, None, [1]):
+        with pytest.raises(TypeError, match="track takes"):
+            memory.track(bad)
+    with pytest.raises(TypeError, match="on the CPU"):
+        memory.track(torch.zeros(1, device="meta"))
+    memory.track(np.zeros(0))
+    Module(GOOD)["k"].launch(1, 1, [np.zeros((0, 3)), 0]).check()
+    # A view with steps, backwards too, is as much memory as it spans, and its pointer is its first element's.
+    x = np.arange(64, dtype=np.float32)
+    y = aligned(32)
+    for view, step in [(x[::2], 8), (x[::-2], -8), (x.reshape(8, 8)[:4, 1], 32)]:
+        count = len(view)
+        code = f"setp.lt.u32 p, tid, {count}; mul.wide.s32 x1, tid, {step}; add.u64 x1, x1, _x; @p ld.global.f32 f1, [x1]; add.u64 x2, at, _y; @p st.global.f32 [x2], f1;"
+        run(code, view, y)
+        assert (y[:count] == view).all()

@@ -51,7 +51,7 @@ class Finding:
     block: tuple[int, int, int]
     thread: tuple[int, int, int]
     line: int  # of the PTX
-    source: str  # file:line where the PTX says so, else ""
+    source: str  # file:line where the PTX says so, else ""; "file:line in file:line" where a function was inlined
     times: int
 
     def __str__(self) -> str:
@@ -293,5 +293,5 @@ class Kernel:
     def _source(self, line: int) -> str:
         if line not in self._sources:
             return ""
-        number, source_line = self._sources[line]
-        return f"{Path(self.module._text.files.get(number, '?')).name}:{source_line}"
+        files = self.module._text.files
+        return " in ".join(f"{Path(files.get(number, '?')).name}:{row}" for number, row in self._sources[line])

@@ -44,6 +44,17 @@ NO_OPS = {
     "createpolicy",
     "applypriority",
 }
+# How many operands an instruction takes; of the others each looks for itself.
+COUNTS = {
+    **dict.fromkeys("ret exit trap brkpt".split(), {0}),
+    **dict.fromkeys("bra activemask".split(), {1}),
+    **dict.fromkeys("neg abs rcp sqrt rsqrt ex2 lg2 sin cos tanh not mov popc clz brev bfind cvta testp isspacep brx "
+                    "elect".split(), {2}),
+    **dict.fromkeys("add sub mul div rem min max addc subc and or xor shl shr copysign set vote match redux".split(), {3}),
+    **dict.fromkeys("mad fma sad madc shf bfe prmt selp slct mma".split(), {4}),
+    **dict.fromkeys("bfi lop3".split(), {5}),
+    "shfl": {4, 5}, "cvt": {2, 3}, "setp": {3, 4}, "ld": {2, 3}, "st": {2, 3},
+}  # fmt: skip
 
 
 class Unknown(NotImplementedError):
@@ -243,6 +254,9 @@ class Program:
             decode = TABLE.get(words[0])
             if decode is None:
                 raise KeyError(statement.opcode)
+            count = len(statement.operands)
+            if count not in COUNTS.get(words[0], {count}):
+                raise ValueError(f"{count} operands, not {' or '.join(map(str, COUNTS[words[0]]))}")
             decode(self, words, list(statement.operands))
         except (KeyError, IndexError) as error:
             raise Unknown(

@@ -40,7 +40,7 @@ class Statement:
     operands: tuple[str, ...]
     guard: str
     line: int  # of the PTX, from 1
-    source: tuple[int, int] | None  # file number and line, of .loc
+    source: tuple[tuple[int, int], ...]  # file number and line, of .loc; then where that was inlined
 
 
 @dataclass
@@ -227,6 +227,11 @@ class Text:
         return brace.end()
 
     def _declarations(self, text: str, begin: int, end: int) -> None:
+        between = text[begin:end]
+        if torn := re.search(r"\.(?:entry|func)\b", between):
+            raise Malformed(f"PTX line {line_of(text, begin + torn.start())}: a function's head does not end")
+        if between.count("{") != between.count("}"):
+            raise Malformed(f"PTX line {line_of(text, end)}: a brace closes that was not opened, or does not close")
         for match in re.finditer(
             r"(?:\.(?:extern|visible|weak|common)\s+)?\.(?:shared|global|const)\b[^;]*", text[begin:end]
         ):
@@ -244,7 +249,8 @@ def read_body(entry: Entry) -> None:
         part.clear()  # of a reading that failed
     text, line, at, start = entry.body, entry.first_line, 0, 0
     scopes: list[dict[str, str]] = [{}]
-    source: tuple[int, int] | None = None
+    source: tuple[tuple[int, int], ...] = ()
+    calls: dict[tuple[int, int], tuple[int, int]] = {}  # where what stands at a place was last inlined
     depth = 0  # of braces within a statement
     begun = line
 
@@ -268,8 +274,13 @@ def read_body(entry: Entry) -> None:
         pending = text[start : match.start()].strip()
         if character == "\n":
             if re.match(r"\.(?:loc|file)\s", pending):
-                if location := re.match(r"\.loc\s+(\d+)\s+(\d+)", pending):
-                    source = int(location[1]), int(location[2])
+                if locations := re.findall(r"(?:\.loc|\binlined_at)\s+(\d+)\s+(\d+)", pending):
+                    chain = [(int(number), int(row)) for number, row in locations]
+                    if len(chain) == 2:
+                        calls[chain[0]] = chain[1]
+                    while chain[-1] in calls and calls[chain[-1]] not in chain:
+                        chain.append(calls[chain[-1]])
+                    source = tuple(chain)
                 start = at
             elif not pending:
                 start = at

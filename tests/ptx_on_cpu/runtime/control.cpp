@@ -37,7 +37,20 @@ void branch_by_index(Block& block, Warp& w, const Instruction& i) {
   }
 }
 
-void end(Block&, Warp& w, const Instruction&) { w.live &= ~w.mask, w.group &= ~w.mask; }
+void end(Block& block, Warp& w, const Instruction&) {
+  if (w.passed & w.mask) {
+    for (const Group& g : w.others) {
+      const Instruction& at = block.kernel.code[g.pc];
+      const int first = __builtin_ctz(g.mask);
+      if (!g.waits || !(w.in<uint32_t>(at.members)[first] & w.passed & w.mask)) continue;
+      block.find(
+          w, Kind::kWarpSync, at, first,
+          "lane " + std::to_string(__builtin_ctz(w.passed & w.mask)) + " of its mask has ended without coming to it");
+    }
+    w.passed &= ~w.mask;
+  }
+  w.live &= ~w.mask, w.group &= ~w.mask;
+}
 
 void trap(Block& block, Warp& w, const Instruction& i) {
   block.find(w, Kind::kTrap, i, __builtin_ctz(w.mask), "trap: the kernel stops itself");

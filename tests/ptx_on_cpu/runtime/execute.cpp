@@ -53,7 +53,7 @@ void Block::find(Warp& warp, Kind kind, const Instruction& at, int lane, const s
 void Block::start(Warp& w) {
   w.live = w.exists;
   w.others.assign(1, {0, w.exists, false});
-  w.at_barrier = 0, w.sync = 0, w.carry = 0;
+  w.at_barrier = 0, w.sync = 0, w.carry = 0, w.passed = 0;
   w.copies.clear(), w.committed.fill(0);
   const auto& s = kernel.specials;
   const uint32_t ids[] = {index.x, index.y, index.z};
@@ -94,9 +94,16 @@ bool Block::gather(Warp& w, const Instruction& i) {
          "a lane runs a warp-wide instruction whose mask leaves it out");
   }
   const Mask missing = members & w.live & ~w.mask;  // those that have ended need not come
-  if (!missing) return true;
+  if (!missing) {
+    w.passed &= ~members;
+    return true;
+  }
   const bool may_come = missing & ~w.at_barrier & ~w.group;
   if (may_come && !w.alone) {
+    static const Handler ret = handler("ret");
+    for (const Group& g : w.others) {  // those that wait to end will not be missed
+      if (kernel.code[g.pc].run != ret) w.passed |= g.mask & missing;
+    }
     w.others.push_back({w.pc, w.group, true});
     return false;
   }
@@ -220,7 +227,8 @@ void launch(const Kernel& kernel, Dim3 grid, Dim3 block, uint32_t shared_bytes, 
   const uint32_t threads = block.count(), warps = (threads + kLanes - 1) / kLanes;
   std::vector<uint8_t> registers(size_t{warps} * kernel.register_bytes);
   std::vector<uint8_t> local(size_t{warps} * kLanes * kernel.local);
-  const uint32_t shared_total = (kernel.static_shared + 15) / 16 * 16 + shared_bytes;
+  const uint32_t shared_total =
+      shared_bytes ? (kernel.static_shared + 15) / 16 * 16 + shared_bytes : kernel.static_shared;
   std::vector<uint8_t> shared(shared_total + 16);
   std::vector<Cell> cells(shared_total / kernel.shared_granule + 2);
   Block b{kernel, memory, report, grid, block, {0, 0, 0}, shared, cells, params, std::vector<Warp>(warps)};

@@ -84,6 +84,7 @@ struct Warp {
   Mask group;                // those lanes
   Mask mask;                 // those whose guard lets them
   bool alone;                // all others wait for lanes to come
+  Mask passed;               // lanes that others wait for, and that have gone another way
   std::vector<Group> others;
   Mask carry = 0;
   uint32_t sync = 0;  // warp-wide barriers passed: they order memory within the warp

@@ -19,7 +19,8 @@ from ptx_on_cpu import Malformed, Memory, Module, Unknown
 
 # --- kernels out of a few lines of PTX --------------------------------------------------------------------------------
 HEAD = ".version 8.7\n.target sm_90\n.address_size 64\n"
-REGISTERS = """.reg .pred p, q, s; .reg .b16 h<10>; .reg .b32 r<20>, tid; .reg .b64 x<20>, at; .reg .f32 f<20>; .reg .f64 g<9>;"""
+REGISTERS = """.reg .pred p, q, s; .reg .b16 h<10>; .reg .b32 r<20>, tid; .reg .b64 x<20>, at; .reg .f32 f<20>;
+.reg .f64 g<9>;"""
 
 
 def kernel(body: str, params: str = "x y", outside: str = "") -> ptx_on_cpu.Kernel:
@@ -180,7 +181,8 @@ def test_carries(bits):
             check_whole(code, reference, *[bits] * 6, **types)
     for piece in range(2):
         code = (
-            f".reg .b{bits} d0, d1; mad.lo.cc.u{bits} d0, a, b, c; madc.hi.u{bits} d1, a, b, e; mov.b{bits} d, d{piece};"
+            f".reg .b{bits} d0, d1; mad.lo.cc.u{bits} d0, a, b, c; madc.hi.u{bits} d1, a, b, e; "
+            f"mov.b{bits} d, d{piece};"
         )
 
         def product(a, b, c, e, piece=piece):
@@ -188,7 +190,9 @@ def test_carries(bits):
 
         check_whole(code, product, *[bits] * 4, **types)
     # A comparison or another addition between them leaves the carry alone.
-    code = f".reg .b{bits} t; add.cc.u{bits} t, a, b; add.u{bits} t, c, c; setp.eq.u{bits} p, t, a; addc.u{bits} d, c, 0;"
+    code = (
+        f".reg .b{bits} t; add.cc.u{bits} t, a, b; add.u{bits} t, c, c; setp.eq.u{bits} p, t, a; addc.u{bits} d, c, 0;"
+    )
     check_whole(code, lambda a, b, c: c + (a + b > mask), bits, bits, bits, out=bits)
 
 
@@ -232,9 +236,7 @@ def test_counting_and_fields(bits):
         position, length = position & 255, length & 255
         last = min(position + length - 1, bits - 1)
         sign = negative and length and a >> last & 1
-        return sum(
-            (a >> position + k & 1 if k < length and position + k < bits else sign) << k for k in range(bits)
-        )
+        return sum((a >> position + k & 1 if k < length and position + k < bits else sign) << k for k in range(bits))
 
     check_whole(f"bfe.u{bits} d, a, b, c;", lambda a, p, n: field(a, p, n, False), bits, 32, 32, out=bits)
     check_whole(f"bfe.s{bits} d, a, b, c;", lambda a, p, n: field(a, p, n, True), bits, 32, 32, out=bits)
@@ -357,10 +359,18 @@ def test_setp_combines_and_gives_its_opposite():
 
             code = f"{both} setp.lt.{how}.s32 p|q, a, b, {sign}s; "
             check_whole(
-                code + "selp.u32 d, 1, 0, p;", lambda a, b, c: f(signed(a, 32) < signed(b, 32), with_(c)), 32, 32, 32
+                code + "selp.u32 d, 1, 0, p;",
+                lambda a, b, c, f=f: f(signed(a, 32) < signed(b, 32), with_(c)),
+                32,
+                32,
+                32,
             )
             check_whole(
-                code + "selp.u32 d, 1, 0, q;", lambda a, b, c: f(signed(a, 32) >= signed(b, 32), with_(c)), 32, 32, 32
+                code + "selp.u32 d, 1, 0, q;",
+                lambda a, b, c, f=f: f(signed(a, 32) >= signed(b, 32), with_(c)),
+                32,
+                32,
+                32,
             )
     for how, f in {"and": operator.and_, "or": operator.or_, "xor": operator.xor}.items():
         code = f"setp.lt.u32 p, a, 9; setp.lt.u32 q, b, 9; {how}.pred d, p, q;"
@@ -467,7 +477,7 @@ def sum_of(a: Number, b: Number, mode: str = "rn") -> Number:
         return a if a.size == "inf" else b
     value = a.value + b.value
     if value == 0:
-        minus = a.sign < 0 and b.sign < 0 or (a.sign != b.sign and mode == "rm")
+        minus = (a.sign < 0 and b.sign < 0) or (a.sign != b.sign and mode == "rm")
         return Number(-1 if minus else 1, Fraction(0))
     return Number(1 if value > 0 else -1, abs(value))
 
@@ -497,7 +507,7 @@ def negated(a: Number) -> Number:
 
 
 def flushed(number: Number, format: str) -> Number:
-    fraction, exponent = FORMATS[format]
+    exponent = FORMATS[format][1]
     if not isinstance(number.size, str) and number.size < Fraction(2) ** (2 - (1 << exponent - 1)):
         return Number(number.sign, Fraction(0))
     return number
@@ -516,7 +526,18 @@ def floats(format: str, count: int = 512, seed: int = 0) -> np.ndarray:
     random_ = random.Random(f"{format} {seed}")
     one = ((1 << exponent - 1) - 1) << fraction
     top = ((1 << exponent) - 1) << fraction
-    edges = [0, 1, 2, (1 << fraction) - 1, 1 << fraction, (1 << fraction) + 1, one - 1, one, one + 1, one + (1 << fraction)]
+    edges = [
+        0,
+        1,
+        2,
+        (1 << fraction) - 1,
+        1 << fraction,
+        (1 << fraction) + 1,
+        one - 1,
+        one,
+        one + 1,
+        one + (1 << fraction),
+    ]
     edges += [top - 1, top, top + 1, top | 1 << fraction - 1, one + (1 << fraction - 1), one - (1 << fraction)]
     result = []
     for _ in range(count):
@@ -539,7 +560,9 @@ def without_nans(values: list, format: str) -> list:
     return [-1 if parsed(v, format).size == "nan" else v for v in values]
 
 
-def check_floats(code: str, reference, format: str, operands: int, mode="rn", flush=False, saturate=False, out="") -> None:
+def check_floats(
+    code: str, reference, format: str, operands: int, mode="rn", flush=False, saturate=False, out=""
+) -> None:
     """The result must be the reference's, rounded once (of NaNs, that it is one)."""
     inputs = [floats(format, seed=k) for k in range(operands)]
     out = out or format
@@ -695,7 +718,9 @@ def test_approximations_are_within_their_documented_error(code, flush):
     if flush and code == "div.full.f32":
         flush = ".ftz"
     code = code.replace(".f32", f"{flush}.f32")
-    got = np.array(lanes(f"{code} d, {', '.join('ab'[:count])};", *inputs), np.uint32).view(np.float32).astype(np.float64)
+    got = (
+        np.array(lanes(f"{code} d, {', '.join('ab'[:count])};", *inputs), np.uint32).view(np.float32).astype(np.float64)
+    )
     numbers = [i.view(np.float32) for i in inputs]
     if flush:
         numbers = [np.where(np.abs(n) < np.finfo(np.float32).tiny, np.copysign(0, n), n) for n in numbers]
@@ -705,7 +730,9 @@ def test_approximations_are_within_their_documented_error(code, flush):
         if flush:
             rounded = np.where(np.abs(rounded) < np.finfo(np.float32).tiny, np.copysign(0, rounded), rounded)
         bound = ulps * np.spacing(np.abs(rounded).astype(np.float32)).astype(np.float64) + absolute
-    ok = (got == rounded) | (np.isnan(got) & np.isnan(rounded)) | (np.abs(got - want.astype(np.float64)) <= bound)
+    ok = (got == rounded) | (np.isnan(got) & np.isnan(rounded))
+    with np.errstate(invalid="ignore"):
+        ok |= np.abs(got - want.astype(np.float64)) <= bound
     if "sin" not in code and "cos" not in code:  # the sign of zero and of infinity too
         ok &= (np.signbit(got) == np.signbit(rounded)) | np.isnan(rounded)
     assert ok.all(), [(n[~ok][0], got[~ok][0], rounded[~ok][0]) for n in numbers]
@@ -715,6 +742,7 @@ def test_approximations_are_within_their_documented_error(code, flush):
 def test_approximations_of_halves(half):
     inputs = floats(half, 1024)
     numbers = np.array([float(parsed(int(i), half).value) for i in inputs])
+    greatest = 65504 if half == "f16" else float(np.finfo(np.float32).max)
     for code, f in {"ex2.approx": np.exp2, "tanh.approx": np.tanh}.items():
         flush = ".ftz" if (half, code) == ("bf16", "ex2.approx") else ""
         got = lanes(f"{code}{flush}.{half} d, a;", inputs, out=np.uint16)
@@ -723,7 +751,8 @@ def test_approximations_of_halves(half):
         for bits, x, y in zip(got, numbers, want):
             result = float(parsed(bits, half).value)
             assert (math.isnan(result) and math.isnan(y)) or result == y or (
-                abs(result - y) <= max(abs(y), 2.0**-14) * 2.0 ** (-10.987 if half == "f16" else -7) or math.isinf(result)
+                abs(result - y) <= max(abs(y), 2.0**-14) * 2.0 ** (-10.987 if half == "f16" else -7)
+                or (result == math.inf and y > greatest)
             ), (code, x, result, y)  # fmt: skip
 
 
@@ -752,7 +781,7 @@ def test_setp_of_floats(format):
 
 @pytest.mark.parametrize("format", ["f32", "f64"])
 def test_testp_and_copysign(format):
-    fraction, exponent = FORMATS[format]
+    exponent = FORMATS[format][1]
     least = Fraction(2) ** (2 - (1 << exponent - 1))
     inputs = floats(format)
     numbers = [parsed(v, format) for v in inputs.tolist()]
@@ -764,13 +793,11 @@ def test_testp_and_copysign(format):
     for kind, f in kinds.items():
         code = f"testp.{kind}.{format} d, a;"
         assert_same(code, lanes(code, inputs, out=bool), [int(f(n.size)) for n in numbers], inputs)
-    top = bits_of(format) - 1
     check_floats(f"copysign.{format} d, a, b;", lambda a, b: Number(a.sign, b.size), format, 2)
     if format == "f32":
         selected = lanes("slct.b32.f32 d, a, b, c;", *[floats("f32", seed=k) for k in range(3)])
         for got, a, b, c in zip(selected, *[floats("f32", seed=k).tolist() for k in range(3)]):
             assert got == (a if parsed(c, "f32").value >= 0 else b), (a, b, c)
-    assert top in (31, 63)
 
 
 @pytest.mark.parametrize("half", ["f16", "bf16"])
@@ -871,10 +898,15 @@ def test_cvt_between_floats(to, source):
     inputs = floats(source)
     if FORMATS[source][0] > FORMATS[to][0]:  # next to ties of the narrower
         fraction = FORMATS[source][0] - FORMATS[to][0]
-        near = np.array([(int(v) >> fraction << fraction) + (1 << fraction - 1) + k for v in inputs[:90] for k in (-1, 0, 1)])
+        near = np.array(
+            [(int(v) >> fraction << fraction) + (1 << fraction - 1) + k for v in inputs[:90] for k in (-1, 0, 1)]
+        )
         inputs = np.concatenate([inputs, near.astype(inputs.dtype)])
     numbers = [parsed(v, source) for v in inputs.tolist()]
-    narrower = FORMATS[to] != FORMATS[source] and FORMATS[to][0] < FORMATS[source][0] or {to, source} == {"f16", "bf16"}
+    narrower = (FORMATS[to] != FORMATS[source] and FORMATS[to][0] < FORMATS[source][0]) or {to, source} == {
+        "f16",
+        "bf16",
+    }
     for mode in ("rn", "rz", "rm", "rp") if narrower else ("",):
         for saturate in ("", ".sat"):
             code = f"cvt{mode and '.' + mode}{saturate}.{to}.{source} d, a;"
@@ -955,7 +987,10 @@ def test_loads_and_stores(space, vector):
         kind = ("." + f"v{vector}.{type}") if vector > 1 else f".{type}"
         step = size * vector
         name, generic = space.split()[-1], space.startswith("generic")
-        code = [SHARED_64, f"mul.lo.u32 r10, tid, {step}; cvt.u64.u32 x10, r10; add.u64 x11, _x, x10; add.u64 x12, _y, x10;"]
+        code = [
+            SHARED_64,
+            f"mul.lo.u32 r10, tid, {step}; cvt.u64.u32 x10, r10; add.u64 x11, _x, x10; add.u64 x12, _y, x10;",
+        ]
         code.append(f"ld.global{kind} {values}, [x11];")
         for n in names:  # what the load left there is not what comes back
             code.append(f"mov.b{registers_for(type)[1]} {letter}0, {n};" if vector == 1 else "")
@@ -967,7 +1002,9 @@ def test_loads_and_stores(space, vector):
             if generic:
                 code.append(f"cvta.{name}.u64 x13, x13;")
         # Local memory has one place for each thread; the displacement is worth a test.
-        code.append(f"add.u64 x14, {place}, x10; add.u64 x14, x14, -16;" if name != "local" else f"add.u64 x14, {place}, 16;")
+        code.append(
+            f"add.u64 x14, {place}, x10; add.u64 x14, x14, -16;" if name != "local" else f"add.u64 x14, {place}, 16;"
+        )
         displacement = "+16" if name != "local" else "+-16"
         where = "" if generic else f".{name}"
         code.append(f"st{where}{kind} [x14{displacement}], {values};")
@@ -991,15 +1028,21 @@ def test_loads_extend_into_wider_registers():
             x, y = aligned(32 * 8, np.uint8), aligned(32, UNSIGNED[register])
             x[:] = np.random.default_rng(0).integers(0, 256, x.size)
             letter = {32: "r", 64: "x"}[register]
-            run(f"mul.lo.u32 r10, tid, {bits // 8}; cvt.u64.u32 x10, r10; add.u64 x10, x10, _x; ld.global.{type} {letter}1, [x10];"
-                f"mad.wide.u32 x11, tid, {register // 8}, _y; st.global.b{register} [x11], {letter}1;", x, y)  # fmt: skip
+            run(f"mul.lo.u32 r10, tid, {bits // 8}; cvt.u64.u32 x10, r10; add.u64 x10, x10, _x; "
+            f"ld.global.{type} {letter}1, [x10];"
+                f"mad.wide.u32 x11, tid, {register // 8}, _y; "
+                f"st.global.b{register} [x11], {letter}1;", x, y)  # fmt: skip
             numbers = x[: 32 * bits // 8].view(UNSIGNED[bits]).tolist()
             want = [signed(v, bits) if type[0] == "s" else v for v in numbers]
             assert y.tolist() == [w & ((1 << register) - 1) for w in want]
     # A store of a wide register's lowest bits.
     x, y = aligned(32, np.uint32), aligned(32, np.uint8)
     x[:] = np.arange(32) * 0x01010107
-    run("add.u64 x1, at, _x; ld.global.u32 r1, [x1]; cvt.u64.u32 x2, tid; add.u64 x2, x2, _y; st.global.u8 [x2], r1;", x, y)
+    run(
+        "add.u64 x1, at, _x; ld.global.u32 r1, [x1]; cvt.u64.u32 x2, tid; add.u64 x2, x2, _y; st.global.u8 [x2], r1;",
+        x,
+        y,
+    )
     assert (y == x.astype(np.uint8)).all()
 
 
@@ -1062,10 +1105,20 @@ def test_isspacep_and_cvta():
     code = [SHARED_64, "mov.u64 x1, room; cvta.shared.u64 x1, x1; mov.u64 x2, own; cvta.local.u64 x2, x2;"]
     for row, pointer in enumerate(["_y", "x1", "x2"]):
         for column, space in enumerate(spaces):
-            code.append(f"isspacep.{space} p, {pointer}; selp.u32 r1, 1, 0, p; st.global.u32 [_y+{4 * (3 * row + column)}], r1;")
-    code.append("mov.u64 x3, room; cvta.to.shared.u64 x4, x1; setp.eq.u64 p, x3, x4; selp.u32 r1, 1, 0, p; st.global.u32 [_y+36], r1;")
-    code.append("cvta.to.shared.u64 x4, x1; cvt.u32.u64 r2, x4; mov.u32 r3, room; setp.eq.u32 p, r2, r3; selp.u32 r1, 1, 0, p;")
-    code.append("st.global.u32 [_y+40], r1; cvta.to.global.u64 x5, _y; setp.eq.u64 p, x5, _y; selp.u32 r1, 1, 0, p; st.global.u32 [_y+44], r1;")
+            code.append(
+                f"isspacep.{space} p, {pointer}; selp.u32 r1, 1, 0, p; st.global.u32 [_y+{4 * (3 * row + column)}], r1;"
+            )
+    code.append(
+        "mov.u64 x3, room; cvta.to.shared.u64 x4, x1; setp.eq.u64 p, x3, x4; selp.u32 r1, 1, 0, p; "
+        "st.global.u32 [_y+36], r1;"
+    )
+    code.append(
+        "cvta.to.shared.u64 x4, x1; cvt.u32.u64 r2, x4; mov.u32 r3, room; setp.eq.u32 p, r2, r3; selp.u32 r1, 1, 0, p;"
+    )
+    code.append(
+        "st.global.u32 [_y+40], r1; cvta.to.global.u64 x5, _y; setp.eq.u64 p, x5, _y; "
+        "selp.u32 r1, 1, 0, p; st.global.u32 [_y+44], r1;"
+    )
     kernel("\n".join(code), "y").launch(1, 1, [y]).check()
     assert y.tolist() == [1, 0, 0, 0, 1, 0, 0, 0, 1, 1, 1, 1]
 
@@ -1093,10 +1146,17 @@ def test_atomics_on_integers(space):
         x, y, z = whole(bits, 32), aligned(32, UNSIGNED[bits]), aligned(1, UNSIGNED[bits])
         z[0] = first = whole(bits, 1, seed=7)[0]
         letter, where = {32: "r", 64: "x"}[bits], "_z"
-        code = [SHARED_64, f"mad.wide.u32 x10, tid, {bits // 8}, _x; mad.wide.u32 x11, tid, {bits // 8}, _y; ld.global.b{bits} {letter}1, [x10];"]
+        code = [
+            SHARED_64,
+            f"mad.wide.u32 x10, tid, {bits // 8}, _x; mad.wide.u32 x11, tid, {bits // 8}, _y; "
+            f"ld.global.b{bits} {letter}1, [x10];",
+        ]
         if space == "shared":
             where = "[room]"[1:-1]
-            code.append(f"setp.eq.u32 p, tid, 0; @p ld.global.b{bits} {letter}2, [_z]; @p st.shared.b{bits} [room], {letter}2; bar.sync 0;")
+            code.append(
+                f"setp.eq.u32 p, tid, 0; @p ld.global.b{bits} {letter}2, [_z]; "
+                f"@p st.shared.b{bits} [room], {letter}2; bar.sync 0;"
+            )
         kind = f".{space}" if space else ""
         code.append(f"atom{kind}.{name} {letter}3, [{where}], {letter}1; st.global.b{bits} [x11], {letter}3;")
         if space == "shared":
@@ -1110,7 +1170,13 @@ def test_atomics_on_integers(space):
         assert z[0] == value, name
         z[0] = first
         if space == "global" and "exch" not in name:  # red: the same without the old value
-            run(f"mad.wide.u32 x10, tid, {bits // 8}, _x; ld.global.b{bits} {letter}1, [x10]; red.global.{name} [_z], {letter}1;", x, y, z)
+            run(
+                f"mad.wide.u32 x10, tid, {bits // 8}, _x; ld.global.b{bits} {letter}1, [x10]; "
+                f"red.global.{name} [_z], {letter}1;",
+                x,
+                y,
+                z,
+            )
             assert z[0] == value, f"red.{name}"
 
 
@@ -1118,8 +1184,10 @@ def test_compare_and_swap():
     for bits, letter in ((16, "h"), (32, "r"), (64, "x")):
         y, z = aligned(32, UNSIGNED[bits]), aligned(1, UNSIGNED[bits])
         # Each lane takes its turn: lane k finds k and leaves k + 1.
-        run(f"cvt.u{bits}.u32 {letter}1, tid; add.u{bits} {letter}2, {letter}1, 1; mad.wide.u32 x10, tid, {bits // 8}, _x;"
-            f"atom.global.acq_rel.gpu.cas.b{bits} {letter}3, [_y], {letter}1, {letter}2; st.global.b{bits} [x10], {letter}3;", y, z)  # fmt: skip
+        run(f"cvt.u{bits}.u32 {letter}1, tid; add.u{bits} {letter}2, {letter}1, 1; "
+        f"mad.wide.u32 x10, tid, {bits // 8}, _x;"
+            f"atom.global.acq_rel.gpu.cas.b{bits} {letter}3, [_y], {letter}1, {letter}2; "
+            f"st.global.b{bits} [x10], {letter}3;", y, z)  # fmt: skip
         assert y.tolist() == list(range(32))
         assert z[0] == 32
 
@@ -1133,8 +1201,10 @@ def test_atomic_sums_of_floats(format):
     values = values[:32] if half == format else values.view(np.uint32)
     kind = ".noftz" if half in ("f16", "bf16") else ""
     y, z = aligned(32, UNSIGNED[bits]), aligned(1, UNSIGNED[bits])
-    run(f"mad.wide.u32 x10, tid, {bits // 8}, _x; mad.wide.u32 x11, tid, {bits // 8}, _y; ld.global.b{bits} {letter}1, [x10];"
-        f"atom.global.add{kind}.{format} {letter}2, [_z], {letter}1; st.global.b{bits} [x11], {letter}2;", values, y, z)  # fmt: skip
+    run(f"mad.wide.u32 x10, tid, {bits // 8}, _x; mad.wide.u32 x11, tid, {bits // 8}, _y; "
+    f"ld.global.b{bits} {letter}1, [x10];"
+        f"atom.global.add{kind}.{format} {letter}2, [_z], {letter}1; "
+        f"st.global.b{bits} [x11], {letter}2;", values, y, z)  # fmt: skip
     parts = np.array(values).view(UNSIGNED[bits_of(half)]).reshape(32, -1)
     old = y.view(parts.dtype).reshape(32, -1)
     for part in range(parts.shape[1]):
@@ -1163,11 +1233,14 @@ def test_cp_async_copies_and_fills(size, kept):
     x[:] = np.random.default_rng(0).integers(1, 255, x.size)
     source = f", {kept}" if kept is not None and kept <= size else ""
     lines = "\n".join(
-        f"mul.lo.u32 r3, tid, {size}; add.u32 r3, r3, {k}; cvt.u64.u32 x3, r3; add.u64 x3, x3, _y; ld.shared.u32 r4, [r2+{k}]; st.global.u32 [x3], r4;"
+        f"mul.lo.u32 r3, tid, {size}; add.u32 r3, r3, {k}; cvt.u64.u32 x3, r3; add.u64 x3, x3, _y; "
+        f"ld.shared.u32 r4, [r2+{k}]; st.global.u32 [x3], r4;"
         for k in range(0, size, 4)
     )
-    run(f"{SHARED_64} mul.lo.u32 r1, tid, {size}; cvt.u64.u32 x1, r1; add.u64 x1, x1, _x; mov.u32 r2, room; add.u32 r2, r2, r1;"
-        f"cp.async.{kind}.shared.global.L2::128B [r2], [x1], {size}{source};\ncp.async.commit_group; cp.async.wait_group 0;\n{lines}", x, y)  # fmt: skip
+    run(f"{SHARED_64} mul.lo.u32 r1, tid, {size}; cvt.u64.u32 x1, r1; add.u64 x1, x1, _x; mov.u32 r2, room; "
+    f"add.u32 r2, r2, r1;"
+        f"cp.async.{kind}.shared.global.L2::128B [r2], [x1], {size}{source};\ncp.async.commit_group; "
+        f"cp.async.wait_group 0;\n{lines}", x, y)  # fmt: skip
     want = x.reshape(32, size).copy()
     if source:
         want[:, kept:] = 0
@@ -1179,8 +1252,10 @@ def test_cp_async_reads_no_more_than_it_is_told_to():
     x, y = aligned(16), aligned(32, fill=7)
     memory = Memory()
     memory.track(x, name="x")
-    run(f"{SHARED_64} shl.b32 r1, tid, 2; mov.u32 r2, room; add.u32 r2, r2, r1; add.u64 x1, at, _x; setp.lt.u32 p, tid, 16; selp.u32 r3, 4, 0, p;"
-        "cp.async.ca.shared.global.L2::cache_hint [r2], [x1], 4, r3, x9; cp.async.wait_all; ld.shared.f32 f1, [r2]; add.u64 x2, at, _y;"
+    run(f"{SHARED_64} shl.b32 r1, tid, 2; mov.u32 r2, room; add.u32 r2, r2, r1; add.u64 x1, at, _x; "
+    f"setp.lt.u32 p, tid, 16; selp.u32 r3, 4, 0, p;"
+        "cp.async.ca.shared.global.L2::cache_hint [r2], [x1], 4, r3, x9; cp.async.wait_all; "
+        "ld.shared.f32 f1, [r2]; add.u64 x2, at, _y;"
         "st.global.f32 [x2], f1;", x, y, memory=memory)  # fmt: skip
     assert (y == 0).all()
 
@@ -1209,7 +1284,8 @@ def test_cp_async_groups_are_each_threads_own():
     """Lanes that part commit apart: what each waits for is its own."""
     x, y = aligned(64, np.uint32), aligned(32, np.uint32)
     x[:] = np.arange(64) + 1
-    code = f"""{SHARED_64} add.u64 x1, at, _x; mov.u32 r2, room; shl.b32 r1, tid, 2; add.u32 r2, r2, r1; and.b32 r3, tid, 1;
+    code = f"""{SHARED_64} add.u64 x1, at, _x; mov.u32 r2, room; shl.b32 r1, tid, 2; add.u32 r2, r2, r1;
+and.b32 r3, tid, 1;
 setp.eq.u32 p, r3, 0; @p bra EVEN;
 cp.async.ca.shared.global [r2], [x1], 4; cp.async.commit_group; ODD bra MEET;
 EVEN: cp.async.ca.shared.global [r2], [x1+128], 4; cp.async.commit_group; cp.async.commit_group;
@@ -1232,7 +1308,8 @@ def split(format: str, values: np.ndarray) -> np.ndarray:
 
 
 MMA = [("m16n8k16", "f32", "f16"), ("m16n8k16", "f32", "bf16"), ("m16n8k16", "f16", "f16"), ("m16n8k8", "f32", "f16"),
-       ("m16n8k8", "f32", "bf16"), ("m16n8k8", "f16", "f16"), ("m16n8k8", "f32", "tf32"), ("m16n8k4", "f32", "tf32")]  # fmt: skip
+       ("m16n8k8", "f32", "bf16"), ("m16n8k8", "f16", "f16"), ("m16n8k8", "f32", "tf32"),
+       ("m16n8k4", "f32", "tf32")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("shape", "sums", "format"), MMA)
@@ -1269,7 +1346,9 @@ def test_mma(shape, sums, format):
         f"add.u64 x8, x9, _{name}; ld.global.v4.u32 {{{first}0, {first}1, {first}2, {first}3}}, [x8];"
         for name, first in (("x", "a"), ("z", "b"), ("u", "c"))
     )
-    names = {n: ", ".join(f"{n}{j}" for j in range(count)) for n, count in (("a", registers["a"]), ("b", registers["b"]))}
+    names = {
+        n: ", ".join(f"{n}{j}" for j in range(count)) for n, count in (("a", registers["a"]), ("b", registers["b"]))
+    }
     count = 4 if sums == "f32" else 2
     kind = "f" if sums == "f32" else "b"
     d, cs = (", ".join(f"{n}{j}" for j in range(count)) for n in ("d", "c"))
@@ -1278,9 +1357,11 @@ def test_mma(shape, sums, format):
     for values in (fragments["a"], fragments["b"], c_bits):
         arrays.append(aligned((32, 4), np.uint32))
         arrays[-1][...] = values
-    run(f".reg .b32 a<4>, b<4>, c<4>; .reg .{kind}32 d<4>; {load} mma.sync.aligned.{shape}.row.col.{sums}.{format}.{format}.{sums} "
+    run(f".reg .b32 a<4>, b<4>, c<4>; .reg .{kind}32 d<4>; "
+    f"{load} mma.sync.aligned.{shape}.row.col.{sums}.{format}.{format}.{sums} "
         f"{{{d}}}, {{{names['a']}}}, {{{names['b']}}}, {{{cs}}}; add.u64 x8, x9, _y;"
-        + "".join(f"st.global.b32 [x8+{4 * j}], d{j};" for j in range(count)), arrays[0], y, arrays[1], arrays[2])  # fmt: skip
+        + "".join(f"st.global.b32 [x8+{4 * j}], d{j};" for j in range(count)),
+        arrays[0], y, arrays[1], arrays[2])  # fmt: skip
     want = a.astype(np.float64) @ b + c
     got = y.view(np.float32) if sums == "f32" else np.ascontiguousarray(y[:, :2]).view(np.float16)
     for lane in range(32):
@@ -1294,7 +1375,8 @@ def test_mma_of_doubles():
     y = aligned((8, 8), np.float64)
     run("mad.wide.u32 x1, tid, 8, _x; ld.global.f64 g1, [x1]; mad.wide.u32 x1, tid, 8, _z; ld.global.f64 g2, [x1];"
         "mad.wide.u32 x1, tid, 16, _u; ld.global.v2.f64 {g3, g4}, [x1];"
-        "mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {g5, g6}, {g1}, {g2}, {g3, g4}; mad.wide.u32 x1, tid, 16, _y;"
+        "mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {g5, g6}, {g1}, {g2}, {g3, g4}; "
+        "mad.wide.u32 x1, tid, 16, _y;"
         "st.global.v2.f64 [x1], {g5, g6};", a, y, np.ascontiguousarray(b.T), c)  # fmt: skip
     np.testing.assert_allclose(y, a @ b + c, rtol=1e-15, atol=1e-15)
 
@@ -1310,9 +1392,11 @@ def test_ldmatrix_and_stmatrix(count, transposed):
     run(f""".shared .align 16 .b8 all[5120]; mad.wide.u32 x1, tid, 16, _x; ld.global.v4.u32 {{r1, r2, r3, r4}}, [x1];
 mov.u32 r10, all; mad.lo.u32 r11, tid, 80, r10; st.shared.v4.u32 [r11], {{r1, r2, r3, r4}};
 mov.u32 r5, 0; st.shared.v4.u32 [r11+2560], {{r5, r5, r5, r5}}; bar.warp.sync -1;
-ldmatrix.sync.aligned.{kind} {{{names}}}, [r11]; stmatrix.sync.aligned.{kind} [r11+2560], {{{names}}}; bar.warp.sync -1;
+ldmatrix.sync.aligned.{kind} {{{names}}}, [r11]; stmatrix.sync.aligned.{kind} [r11+2560], {{{names}}};
+bar.warp.sync -1;
 mad.wide.u32 x1, tid, 16, _y; st.global.v4.u32 [x1], {{r1, r2, r3, r4}};
-ld.shared.v4.u32 {{r1, r2, r3, r4}}, [r11+2560]; mad.wide.u32 x1, tid, 16, _z; st.global.v4.u32 [x1], {{r1, r2, r3, r4}};""",
+ld.shared.v4.u32 {{r1, r2, r3, r4}}, [r11+2560]; mad.wide.u32 x1, tid, 16, _z;
+st.global.v4.u32 [x1], {{r1, r2, r3, r4}};""",
         x, y, z)  # fmt: skip
     matrices = x.reshape(4, 8, 8)
     for m in range(count):
@@ -1328,9 +1412,7 @@ ld.shared.v4.u32 {{r1, r2, r3, r4}}, [r11+2560]; mad.wide.u32 x1, tid, 16, _z; s
 def per_lane(code: str, *arrays, out=32, **kwargs) -> list:
     """`code` makes r0 (or, out=1, predicate p) of r1, r2, r3, which are loaded from the arrays."""
     y = aligned(32, np.uint32)
-    loads = "".join(
-        f"add.u64 x1, at, _{n}; ld.global.b32 r{k + 1}, [x1];" for k, n in enumerate("xzuv"[: len(arrays)])
-    )
+    loads = "".join(f"add.u64 x1, at, _{n}; ld.global.b32 r{k + 1}, [x1];" for k, n in enumerate("xzuv"[: len(arrays)]))
     store = "selp.u32 r0, 1, 0, p;" if out == 1 else ""
     names = "y " + " ".join("xzuv"[: len(arrays)])
     kernel(f"{loads}\n{code}\n{store} add.u64 x1, at, _y; st.global.b32 [x1], r0;", names).launch(
@@ -1404,7 +1486,8 @@ def test_redux_activemask_elect():
     both = either = odd = numbers[0]
     for n in numbers[1:]:
         both, either, odd = both & n, either | n, odd ^ n
-    results = {"add.u32": sum(numbers), "add.s32": sum(s), "min.u32": min(numbers), "max.u32": max(numbers), "min.s32": min(s),
+    results = {"add.u32": sum(numbers), "add.s32": sum(s), "min.u32": min(numbers), "max.u32": max(numbers),
+               "min.s32": min(s),
                "max.s32": max(s), "and.b32": both, "or.b32": either, "xor.b32": odd}  # fmt: skip
     for op, result in results.items():
         assert per_lane(f"redux.sync.{op} r0, r1, -1;", values) == [result & 0xFFFFFFFF] * 32, op
@@ -1420,18 +1503,26 @@ def test_redux_activemask_elect():
 
 def test_special_registers():
     y = aligned(24 * 6, np.uint32)
-    specials = ["tid.x", "tid.y", "tid.z", "ctaid.x", "ctaid.y", "ctaid.z", "ntid.x", "ntid.y", "ntid.z", "nctaid.x", "nctaid.y",
+    specials = ["tid.x", "tid.y", "tid.z", "ctaid.x", "ctaid.y", "ctaid.z", "ntid.x", "ntid.y", "ntid.z", "nctaid.x",
+                "nctaid.y",
                 "nctaid.z", "laneid", "warpid"]  # fmt: skip
     y = aligned((12, 24, len(specials)), np.uint32)
-    code = "mov.u32 r1, %ctaid.z; mov.u32 r2, %ctaid.y; mov.u32 r3, %ctaid.x; mad.lo.u32 r1, r1, 2, r2; mad.lo.u32 r1, r1, 3, r3;"
-    code += "mov.u32 r4, %tid.z; mov.u32 r5, %tid.y; mad.lo.u32 r4, r4, 3, r5; mad.lo.u32 r4, r4, 4, tid; mad.lo.u32 r1, r1, 24, r4;"
+    code = (
+        "mov.u32 r1, %ctaid.z; mov.u32 r2, %ctaid.y; mov.u32 r3, %ctaid.x; mad.lo.u32 r1, r1, 2, r2; "
+        "mad.lo.u32 r1, r1, 3, r3;"
+    )
+    code += (
+        "mov.u32 r4, %tid.z; mov.u32 r5, %tid.y; mad.lo.u32 r4, r4, 3, r5; mad.lo.u32 r4, r4, 4, tid; "
+        "mad.lo.u32 r1, r1, 24, r4;"
+    )
     code += f"mad.wide.u32 x1, r1, {4 * len(specials)}, _y;"
     code += "".join(f"mov.u32 r6, %{s}; st.global.u32 [x1+{4 * k}], r6;" for k, s in enumerate(specials))
     kernel(code, "y").launch((3, 2, 2), (4, 3, 2), [y]).check()
     for block in range(12):
         for thread in range(24):
             assert y[block, thread].tolist() == [
-                thread % 4, thread // 4 % 3, thread // 12, block % 3, block // 3 % 2, block // 6, 4, 3, 2, 3, 2, 2, thread, 0
+                thread % 4, thread // 4 % 3, thread // 12, block % 3, block // 3 % 2, block // 6, 4, 3, 2, 3, 2, 2,
+                thread, 0
             ]  # fmt: skip
     masks = {"eq": lambda l: 1 << l, "lt": lambda l: (1 << l) - 1, "le": lambda l: (2 << l) - 1}
     masks |= {"ge": lambda l: 0xFFFFFFFF & -1 << l, "gt": lambda l: 0xFFFFFFFF & -2 << l}
@@ -1459,7 +1550,8 @@ def test_lanes_that_parted_meet_again():
     """After a branch, and after a loop, all lanes go on together: activemask says so, and a shuffle finds all."""
     code = """mov.u32 r5, 0; LOOP: add.u32 r5, r5, 1; setp.lt.u32 p, r5, r1; @p bra LOOP;
 setp.lt.u32 p, tid, 7; @p bra A; setp.lt.u32 q, tid, 20; @q bra B; add.u32 r5, r5, 1000; bra MEET;
-B: add.u32 r5, r5, 100; bra MEET; A: add.u32 r5, r5, 10; MEET: activemask.b32 r6; shfl.sync.bfly.b32 r7, r5, 31, 31, -1;
+B: add.u32 r5, r5, 100; bra MEET; A: add.u32 r5, r5, 10; MEET: activemask.b32 r6;
+shfl.sync.bfly.b32 r7, r5, 31, 31, -1;
 setp.ne.u32 p, r6, -1; selp.u32 r0, 0, r7, p;"""
     sums = [max(1, n) + (10 if n < 7 else 100 if n < 20 else 1000) for n in range(32)]
     assert per_lane(code, LANES) == sums[::-1]
@@ -1476,7 +1568,10 @@ OTHER: mov.u32 r0, 0; END: """
 def test_lanes_that_end_early_and_blocks_of_any_size(block):
     """Threads beyond the end return; the others sum through shuffles that name the whole warp."""
     y = aligned(256, np.uint32)
-    code = f"add.u64 x1, at, _y; and.b32 r9, tid, 31; setp.gt.u32 p, r9, 9; @p ret; setp.ge.u32 p, tid, {block}; @p exit; st.global.u32 [x1], 5;"
+    code = (
+        f"add.u64 x1, at, _y; and.b32 r9, tid, 31; setp.gt.u32 p, r9, 9; @p ret; "
+        f"setp.ge.u32 p, tid, {block}; @p exit; st.global.u32 [x1], 5;"
+    )
     code = code.replace("], 5", "], r8").replace("add.u64", "mov.u32 r8, 5; add.u64", 1)
     kernel(code, "y").launch(1, block, [y]).check()
     assert y.tolist() == [5 if t < block and t % 32 < 10 else 0 for t in range(256)]
@@ -1490,8 +1585,10 @@ shfl.sync.idx.b32 r2, tid, 0, 31, -1; add.u32 r2, r2, 9; st.global.u32 [x1], r2;
 def test_nothing_of_one_block_reaches_the_next():
     """Barriers, carries, copies and local memory begin anew, and the order of the blocks does not count."""
     y = aligned(8 * 64, np.uint32)
-    code = f"""{SHARED_64} mov.u32 r1, %ctaid.x; mad.lo.u32 r1, r1, 64, tid; mad.wide.u32 x1, r1, 4, _y; mov.u32 r2, room;
-shl.b32 r3, tid, 2; add.u32 r3, r3, r2; st.shared.u32 [r3], r1; bar.sync 0; xor.b32 r4, tid, 63; shl.b32 r4, r4, 2; add.u32 r4, r4, r2;
+    code = f"""{SHARED_64} mov.u32 r1, %ctaid.x; mad.lo.u32 r1, r1, 64, tid; mad.wide.u32 x1, r1, 4, _y;
+mov.u32 r2, room;
+shl.b32 r3, tid, 2; add.u32 r3, r3, r2; st.shared.u32 [r3], r1; bar.sync 0; xor.b32 r4, tid, 63;
+shl.b32 r4, r4, 2; add.u32 r4, r4, r2;
 ld.shared.u32 r5, [r4]; st.global.u32 [x1], r5;"""
     for backwards in (False, True):
         y[:] = 0
@@ -1505,9 +1602,12 @@ def test_barriers_with_numbers_and_counts():
     x, y = aligned(128, np.uint32), aligned(128, np.uint32)
     x[:] = np.arange(128)
     report = run(
-        f"""{SHARED_64} add.u64 x1, at, _x; add.u64 x2, at, _y; ld.global.u32 r1, [x1]; mov.u32 r2, room; shl.b32 r3, tid, 2;
-add.u32 r3, r3, r2; st.shared.u32 [r3], r1; shr.u32 r4, tid, 6; add.u32 r5, r4, 3; bar.sync r5, 64; xor.b32 r6, tid, 32;
-shl.b32 r6, r6, 2; add.u32 r6, r6, r2; ld.shared.u32 r7, [r6]; bar.sync 0; st.shared.u32 [r3], r7; barrier.sync.aligned 1;
+        f"""{SHARED_64} add.u64 x1, at, _x; add.u64 x2, at, _y; ld.global.u32 r1, [x1]; mov.u32 r2, room;
+shl.b32 r3, tid, 2;
+add.u32 r3, r3, r2; st.shared.u32 [r3], r1; shr.u32 r4, tid, 6; add.u32 r5, r4, 3; bar.sync r5, 64;
+xor.b32 r6, tid, 32;
+shl.b32 r6, r6, 2; add.u32 r6, r6, r2; ld.shared.u32 r7, [r6]; bar.sync 0; st.shared.u32 [r3], r7;
+barrier.sync.aligned 1;
 xor.b32 r6, tid, 64; shl.b32 r6, r6, 2; add.u32 r6, r6, r2; ld.shared.u32 r8, [r6]; st.global.u32 [x2], r8;""",
         x, y, block=128,
     )  # fmt: skip
@@ -1518,7 +1618,8 @@ xor.b32 r6, tid, 64; shl.b32 r6, r6, 2; add.u32 r6, r6, r2; ld.shared.u32 r8, [r
 def test_producers_arrive_and_consumers_wait():
     """One warp fills, the other waits: they meet at two places of the program."""
     y = aligned(32, np.uint32)
-    code = f"""{SHARED_64} mov.u32 r2, room; and.b32 r1, tid, 31; shl.b32 r3, r1, 2; add.u32 r3, r3, r2; setp.lt.u32 p, tid, 32; @p bra FILL;
+    code = f"""{SHARED_64} mov.u32 r2, room; and.b32 r1, tid, 31; shl.b32 r3, r1, 2; add.u32 r3, r3, r2;
+setp.lt.u32 p, tid, 32; @p bra FILL;
 bar.sync 1, 64; ld.shared.u32 r4, [r3]; mad.wide.u32 x1, r1, 4, _y; st.global.u32 [x1], r4; bra END;
 FILL: add.u32 r4, r1, 100; st.shared.u32 [r3], r4; ARRIVE 1, 64; END: """
     for arrive in ("bar.arrive", "bar.sync"):
@@ -1530,7 +1631,8 @@ FILL: add.u32 r4, r1, 100; st.shared.u32 [r3], r4; ARRIVE 1, 64; END: """
 def test_barriers_that_reduce():
     y = aligned((96, 4), np.uint32)
     code = """setp.lt.u32 p, tid, 40; bar.red.popc.u32 r1, 0, p; bar.red.or.pred q, 0, p; selp.u32 r2, 1, 0, q;
-barrier.cta.red.and.aligned.pred q, 0, p; selp.u32 r3, 1, 0, q; setp.lt.u32 p, tid, 96; bar.red.and.pred q, 0, 96, p; selp.u32 r4, 1, 0, q;
+barrier.cta.red.and.aligned.pred q, 0, p; selp.u32 r3, 1, 0, q; setp.lt.u32 p, tid, 96;
+bar.red.and.pred q, 0, 96, p; selp.u32 r4, 1, 0, q;
 mad.wide.u32 x1, tid, 16, _y; st.global.v4.u32 [x1], {r1, r2, r3, r4};"""
     report = kernel(code, "y").launch(1, 96, [y])
     report.check()
@@ -1542,18 +1644,21 @@ def test_a_warp_that_syncs_is_no_race():
     """Each lane reads its neighbour's number and its own, meets its warp, and writes: three times over."""
     y = aligned(64, np.uint32)
     step = "ld.shared.u32 r5, [r3]; ld.shared.u32 r6, [r4]; add.u32 r5, r5, r6; MEET st.shared.u32 [r3], r5; MEET"
-    code = f"""{SHARED_64} mov.u32 r2, room; shl.b32 r3, tid, 2; add.u32 r3, r3, r2; xor.b32 r4, tid, 1; shl.b32 r4, r4, 2; add.u32 r4, r4, r2;
+    code = f"""{SHARED_64} mov.u32 r2, room; shl.b32 r3, tid, 2; add.u32 r3, r3, r2; xor.b32 r4, tid, 1;
+shl.b32 r4, r4, 2; add.u32 r4, r4, r2;
 st.shared.u32 [r3], tid; MEET {step * 3}\nadd.u64 x1, at, _y; st.global.u32 [x1], r5;"""
     kernel(code.replace("MEET", "bar.warp.sync -1;\n"), "y").launch(1, 64, [y]).check()
     assert y.tolist() == [4 * (t // 2 * 4 + 1) for t in range(64)]
     for number in range(code.count("MEET") - 1):  # each of them is needed (but the last)
         parts = code.split("MEET")
-        without = "bar.warp.sync -1;\n".join(parts[: number + 1]) + "\n" + "bar.warp.sync -1;\n".join(parts[number + 1 :])
+        without = (
+            "bar.warp.sync -1;\n".join(parts[: number + 1]) + "\n" + "bar.warp.sync -1;\n".join(parts[number + 1 :])
+        )
         found = {f.kind for f in kernel(without, "y").launch(1, 64, [y]).findings}
         assert found == {"race"}, number
 
 
-# --- mistakes that must be found, and the same kernels mended, in which nothing may be ----------------------------------
+# --- mistakes that must be found, and the same kernels mended, in which nothing may be --------------------------------
 PLANTED = r"""
 #include <cuda_pipeline_primitives.h>
 #define KERNEL template <bool kMended> __global__ void
@@ -1712,7 +1817,9 @@ KERNEL shuffle_without_oneself(float* y, const float* x) {
       __shfl_xor_sync(kMended ? ~0u : 0xffffu, x[threadIdx.x], 1);  // HERE
 }
 
-#define BOTH(name, ...) template __global__ void name<false>(__VA_ARGS__); template __global__ void name<true>(__VA_ARGS__);
+#define BOTH(name, ...)                              \
+  template __global__ void name<false>(__VA_ARGS__); \
+  template __global__ void name<true>(__VA_ARGS__);
 BOTH(beyond_global, float*, int)
 BOTH(before_global, float*, const float*)
 BOTH(beyond_shared, float*, const float*)
@@ -1792,7 +1899,15 @@ def planted(tmp_path_factory):
         if arch not in compiled:
             folder = tmp_path_factory.mktemp("planted")
             (folder / "planted.cu").write_text(PLANTED)
-            command = ["nvcc", f"-arch=sm_{arch}", "-ptx", "-lineinfo", "-o", folder / "planted.ptx", folder / "planted.cu"]
+            command = [
+                "nvcc",
+                f"-arch=sm_{arch}",
+                "-ptx",
+                "-lineinfo",
+                "-o",
+                folder / "planted.ptx",
+                folder / "planted.cu",
+            ]
             subprocess.run(command, check=True, capture_output=True)
             text = (folder / "planted.ptx").read_text()
             compiled[arch] = Module(text), text.split("\n")
@@ -1827,13 +1942,19 @@ def test_planted_mistakes_are_found(planted, name, arch):
     source = PLANTED.split("\n")
     start = next(k for k, line in enumerate(source) if line.startswith(f"KERNEL {name}("))
     here = next(k for k in range(start, len(source)) if "// HERE" in source[k]) + 1
-    found = [f for f in report.findings if f.kind == bug.kind and f.source.endswith(f"planted.cu:{here}") and bug.opcode in lines[f.line - 1]]
+    found = [
+        f
+        for f in report.findings
+        if f.kind == bug.kind and f.source.endswith(f"planted.cu:{here}") and bug.opcode in lines[f.line - 1]
+    ]
     assert found, report.findings
     first = found[0]
     assert (first.kernel, first.block, first.thread) == (mangled, (bug.where, 0, 0), (bug.thread, 0, 0)), first
     others = {f.kind for f in report.findings if f is not first}
     assert others <= set(bug.also), report.findings
-    with pytest.raises(AssertionError, match=rf"{bug.kind}: {mangled}, block .*, thread .*, PTX line \d+ \(.*planted.cu:{here}\)"):
+    with pytest.raises(
+        AssertionError, match=rf"{bug.kind}: {mangled}, block .*, thread .*, PTX line \d+ \(.*planted.cu:{here}\)"
+    ):
         report.check()
 
 
@@ -1852,7 +1973,7 @@ def finding(code: str, *arrays, block=32, grid=1, **kwargs) -> list:
 
 def test_planted_mistakes_in_ptx():
     x = aligned(64, np.uint32)
-    line = len(f"{HEAD}\n".split("\n")) + 2  # of the body
+    line = HEAD.count("\n") + REGISTERS.count("\n") + 4  # before the body
 
     def one(code: str, kind: str, thread: int, at: int, **kwargs) -> str:
         findings = finding(code, x, **kwargs)
@@ -1864,14 +1985,14 @@ def test_planted_mistakes_in_ptx():
     text = one("add.u64 x1, at, _x;\n\n ld.global.v2.u32 {r1, r2}, [x1];", "misaligned", 1, 3)
     assert "8 bytes" in text
     one("mov.u64 x1, 64; atom.global.add.u32 r1, [x1], 1;", "out-of-bounds", 0, 1)
-    one(".shared .align 4 .b8 room[100];\nmov.u32 r1, room; shl.b32 r2, tid, 2; add.u32 r1, r1, r2;\nst.shared.u32 [r1], r1;",
-        "out-of-bounds", 25, 3)  # fmt: skip
+    one(".shared .align 4 .b8 room[100];\nmov.u32 r1, room; shl.b32 r2, tid, 2; add.u32 r1, r1, r2;"
+        "\nst.shared.u32 [r1], r1;", "out-of-bounds", 25, 3)  # fmt: skip
     one(".local .align 4 .b8 own[8];\nst.local.u32 [own+8], tid;", "out-of-bounds", 0, 2)
     one("mov.u64 x1, x;\nld.param.u32 r1, [x+8];", "out-of-bounds", 0, 2)
     one("cvt.u32.u64 r1, _x; cvt.u64.u32 x1, r1; ld.global.u32 r2, [x1];", "out-of-bounds", 0, 1)
     one("setp.lt.u32 p, tid, 9;\n@p trap;", "trap", 0, 2)
     one(f"{SHARED_64}\nmov.u64 x1, room; cvta.shared.u64 x1, x1; ld.global.u32 r1, [x1];", "out-of-bounds", 0, 3)
-    one("T: .branchtargets A; A: setp.eq.u32 p, tid, 0; selp.u32 r1, 7, 9, p;\n@p bra END; brx.idx r1, T; END:", "trap", 1, 2)
+    one("T: .branchtargets A; A: setp.eq.u32 p, tid, 0;\n@p bra END; brx.idx tid, T; END:", "trap", 1, 2)
     one("setp.lt.u32 p, tid, 9;\n@p vote.sync.ballot.b32 r1, p, -1;", "warp-sync", 0, 2)
     one("setp.lt.u32 p, tid, 9; @p bra A; bar.sync 0; A: \n bar.sync 0;", "barrier", 0, 2)
 
@@ -1892,7 +2013,9 @@ def test_a_race_is_one_between_any_two():
     assert kinds(only.format(0) + read + only.format(0) + write) == []
     assert kinds(only.format(0) + read + only.format(33) + write) == ["race"]
     assert kinds(only.format(0) + write, grid=2) == ["race"]
-    assert kinds("mov.u32 r2, %ctaid.x; setp.eq.u32 p, r2, 1; @p " + write + " @!p " + read, block=1, grid=2) == ["race"]
+    assert kinds("mov.u32 r2, %ctaid.x; setp.eq.u32 p, r2, 1; @p " + write + " @!p " + read, block=1, grid=2) == [
+        "race"
+    ]
     assert kinds("red.global.add.u32 [_x], 1;", grid=2) == []
     assert kinds("red.global.add.u32 [_x], 1;" + read) == ["race"]
     # One launch is over before the next begins.
@@ -1907,7 +2030,10 @@ def test_what_one_launch_wrote_the_next_may_read():
     memory = Memory()
     memory.track(y, name="y", initialised=False)
     half = "add.u64 x1, at, _x; add.u64 x2, at, _y; "
-    assert finding(half + "setp.lt.u32 p, tid, 16; @p st.global.u32 [x1], 5;".replace("5", "tid"), y, z, memory=memory) == []
+    assert (
+        finding(half + "setp.lt.u32 p, tid, 16; @p st.global.u32 [x1], 5;".replace("5", "tid"), y, z, memory=memory)
+        == []
+    )
     findings = finding(half + "ld.global.u32 r1, [x1]; st.global.u32 [x2], r1;", y, z, memory=memory)
     assert [(f.kind, f.thread, f.times) for f in findings] == [("uninitialised", (16, 0, 0), 16)]
     assert "y" in findings[0].text
@@ -1917,7 +2043,9 @@ def test_what_one_launch_wrote_the_next_may_read():
     memory.track(y, name="y", initialised=False)
     assert finding("add.u64 x1, at, _x; st.global.u8 [x1+1], tid;", y, memory=memory) == []
     assert finding("add.u64 x1, at, _x; ld.global.u8 r1, [x1+1];", y, memory=memory) == []
-    assert [f.kind for f in finding("add.u64 x1, at, _x; ld.global.u16 r1, [x1];", y, memory=memory)] == ["uninitialised"]
+    assert [f.kind for f in finding("add.u64 x1, at, _x; ld.global.u16 r1, [x1];", y, memory=memory)] == [
+        "uninitialised"
+    ]
 
 
 # --- traffic: numbers counted by hand ---------------------------------------------------------------------------------
@@ -1928,7 +2056,10 @@ def traffic(code: str, room: int, *, block=32, grid=1, dtype=np.uint8, what="glo
 
 
 def index(scale: int, offset: int = 0) -> str:
-    return f"mov.u32 r9, %ctaid.x; mov.u32 r8, %ntid.x; mad.lo.u32 r9, r9, r8, tid; mad.wide.u32 x1, r9, {scale}, _x; add.u64 x1, x1, {offset};"
+    return (
+        "mov.u32 r9, %ctaid.x; mov.u32 r8, %ntid.x; mad.lo.u32 r9, r9, r8, tid; "
+        f"mad.wide.u32 x1, r9, {scale}, _x; add.u64 x1, x1, {offset};"
+    )
 
 
 def test_global_traffic():
@@ -1955,7 +2086,10 @@ def test_global_traffic():
     assert traffic(index(12, 4) + "st.global.u32 [x1], tid;", 400, **stores) == (1, 12, 4, 384, 128, 384)
     assert traffic(index(4) + "st.global.u32 [x1], tid;", 128) == (0, 0, 0, 0, 0, 0)
     # What cp.async reads is read, through registers or not.
-    copy = f"{SHARED_64} mov.u32 r1, room; shl.b32 r2, tid, 4; add.u32 r1, r1, r2; cp.async.cg.shared.global [r1], [x1], 16; cp.async.wait_all;"
+    copy = (
+        f"{SHARED_64} mov.u32 r1, room; shl.b32 r2, tid, 4; add.u32 r1, r1, r2; "
+        f"cp.async.cg.shared.global [r1], [x1], 16; cp.async.wait_all;"
+    )
     assert traffic(copy.replace("mov.u32 r1", index(16) + "mov.u32 r1"), 512) == (1, 16, 16, 512, 512, 512)
 
 
@@ -1968,7 +2102,11 @@ def test_traffic_begins_where_memory_does():
 
 
 def wavefronts(address: str, type: str = "u32", registers: str = "r1", what="shared_stores") -> tuple:
-    access = f"st.shared.{type} [r10], {registers};" if what == "shared_stores" else f"st.shared.u32 [r10], r1; ld.shared.{type} {registers}, [r10];"
+    access = (
+        f"st.shared.{type} [r10], {registers};"
+        if what == "shared_stores"
+        else f"st.shared.u32 [r10], r1; ld.shared.{type} {registers}, [r10];"
+    )
     code = f".shared .align 16 .b8 room[4352]; {address} mov.u32 r11, room; add.u32 r10, r10, r11; {access}"
     counts = run(code, aligned(4)).counts[what]
     return tuple(counts[k] for k in ("requests", "wavefronts", "ideal_wavefronts"))
@@ -1992,8 +2130,10 @@ def test_bank_conflicts():
     assert wavefronts(by(128), "v4.u32", "{r1, r2, r3, r4}") == (1, 32, 4)
     assert wavefronts(by(2), "u16", "h1") == (1, 1, 1)  # two lanes to a word
     # Broadcasts: all lanes one word, or two words of one bank.
-    code = """.shared .align 4 .b8 room[256]; mov.u32 r1, 1; setp.lt.u32 p, tid, 2; shl.b32 r2, tid, 7; mov.u32 r3, room;
-add.u32 r2, r2, r3; @p st.shared.u32 [r2], r1; bar.warp.sync -1; ld.shared.u32 r1, [room]; and.b32 r4, tid, 1; shl.b32 r4, r4, 7; add.u32 r4, r4, r3; ld.shared.u32 r1, [r4];"""
+    code = """.shared .align 4 .b8 room[256]; mov.u32 r1, 1; setp.lt.u32 p, tid, 2; shl.b32 r2, tid, 7;
+mov.u32 r3, room;
+add.u32 r2, r2, r3; @p st.shared.u32 [r2], r1; bar.warp.sync -1; ld.shared.u32 r1, [room]; and.b32 r4, tid, 1;
+shl.b32 r4, r4, 7; add.u32 r4, r4, r3; ld.shared.u32 r1, [r4];"""
     loads = run(code, aligned(4)).counts
     assert loads["shared_loads"] == {"requests": 2, "wavefronts": 3, "ideal_wavefronts": 2}
     assert loads["shared_stores"] == {"requests": 1, "wavefronts": 2, "ideal_wavefronts": 1}
@@ -2001,8 +2141,10 @@ add.u32 r2, r2, r3; @p st.shared.u32 [r2], r1; bar.warp.sync -1; ld.shared.u32 r
 
 def test_ldmatrix_wavefronts():
     for pitch, wavefronts_ in [(16, 4), (32, 8), (80, 4), (128, 32), (144, 4)]:
-        code = f""".shared .align 16 .b8 room[5120]; mul.lo.u32 r10, tid, {pitch}; mov.u32 r11, room; add.u32 r10, r10, r11;
-st.shared.v4.u32 [r10], {{r1, r2, r3, r4}}; bar.warp.sync -1; ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{r1, r2, r3, r4}}, [r10];"""
+        code = f""".shared .align 16 .b8 room[5120]; mul.lo.u32 r10, tid, {pitch}; mov.u32 r11, room;
+add.u32 r10, r10, r11;
+st.shared.v4.u32 [r10], {{r1, r2, r3, r4}}; bar.warp.sync -1;
+ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{r1, r2, r3, r4}}, [r10];"""
         counts = run(code, aligned(4)).counts["shared_loads"]
         assert counts == {"requests": 1, "wavefronts": wavefronts_, "ideal_wavefronts": 4}, pitch
 
@@ -2042,7 +2184,8 @@ ret; }}"""
 
 
 def test_matrix_instructions_are_a_class():
-    code = "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {f1, f2, f3, f4}, {r1, r2, r3, r4}, {r5, r6}, {f1, f2, f3, f4};"
+    fragments = "{f1, f2, f3, f4}, {r1, r2, r3, r4}, {r5, r6}, {f1, f2, f3, f4}"
+    code = f"mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {fragments};"
     assert run(code, aligned(4)).counts["by_class"]["matrix"] == 32
 
 
@@ -2054,7 +2197,7 @@ GOOD = f"{HEAD}.visible .entry k(.param .u64 x, .param .u32 n) {{\n.reg .b32 r<9
 def test_text_that_is_no_ptx(text):
     with pytest.raises(Malformed, match="not PTX"):
         Module(text)
-    with pytest.raises(ValueError, match="mine.cu: this is not PTX"):
+    with pytest.raises(ValueError, match=r"mine\.cu: this is not PTX"):
         Module(text, source="mine.cu")
 
 
@@ -2202,6 +2345,9 @@ def test_what_memory_takes():
     y = aligned(32)
     for view, step in [(x[::2], 8), (x[::-2], -8), (x.reshape(8, 8)[:4, 1], 32)]:
         count = len(view)
-        code = f"setp.lt.u32 p, tid, {count}; mul.wide.s32 x1, tid, {step}; add.u64 x1, x1, _x; @p ld.global.f32 f1, [x1]; add.u64 x2, at, _y; @p st.global.f32 [x2], f1;"
+        code = (
+            f"setp.lt.u32 p, tid, {count}; mul.wide.s32 x1, tid, {step}; add.u64 x1, x1, _x; "
+            f"@p ld.global.f32 f1, [x1]; add.u64 x2, at, _y; @p st.global.f32 [x2], f1;"
+        )
         run(code, view, y)
         assert (y[:count] == view).all()

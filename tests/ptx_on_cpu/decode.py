@@ -46,15 +46,20 @@ NO_OPS = {
 }
 # How many operands an instruction takes; of the others each looks for itself.
 COUNTS = {
-    **dict.fromkeys("ret exit trap brkpt".split(), {0}),
-    **dict.fromkeys("bra activemask".split(), {1}),
-    **dict.fromkeys("neg abs rcp sqrt rsqrt ex2 lg2 sin cos tanh not mov popc clz brev bfind cvta testp isspacep brx "
-                    "elect".split(), {2}),
-    **dict.fromkeys("add sub mul div rem min max addc subc and or xor shl shr copysign set vote match redux".split(), {3}),
-    **dict.fromkeys("mad fma sad madc shf bfe prmt selp slct mma".split(), {4}),
-    **dict.fromkeys("bfi lop3".split(), {5}),
-    "shfl": {4, 5}, "cvt": {2, 3}, "setp": {3, 4}, "ld": {2, 3}, "st": {2, 3},
-}  # fmt: skip
+    opcode: counts
+    for counts, opcodes in {
+        (0,): "ret exit trap brkpt",
+        (1,): "bra activemask",
+        (2,): "neg abs rcp sqrt rsqrt ex2 lg2 sin cos tanh not mov popc clz brev bfind cvta testp isspacep brx elect",
+        (3,): "add sub mul div rem min max addc subc and or xor shl shr copysign set vote match redux",
+        (4,): "mad fma sad madc shf bfe prmt selp slct mma",
+        (5,): "bfi lop3",
+        (2, 3): "cvt ld st",
+        (3, 4): "setp",
+        (4, 5): "shfl",
+    }.items()
+    for opcode in opcodes.split()
+}
 
 
 class Unknown(NotImplementedError):

@@ -2129,6 +2129,14 @@ def test_bank_conflicts():
     assert wavefronts(by(80), "v4.u32", "{r1, r2, r3, r4}") == (1, 4, 4)  # rows of 80 bytes
     assert wavefronts(by(128), "v4.u32", "{r1, r2, r3, r4}") == (1, 32, 4)
     assert wavefronts(by(2), "u16", "h1") == (1, 1, 1)  # two lanes to a word
+    # Half a warp asks for 8 bytes a lane at a time, even where the other half asks for the same.
+    halves = (
+        ".shared .align 16 .b8 room[128]; and.b32 r2, tid, 15; shl.b32 r2, r2, 3; mov.u32 r3, room; add.u32 r2, r2, r3;"
+    )
+    halves += (
+        "setp.lt.u32 p, tid, 16; @p st.shared.v2.u32 [r2], {r1, r1}; bar.warp.sync -1; ld.shared.v2.u32 {r4, r5}, [r2];"
+    )
+    assert run(halves, aligned(4)).counts["shared_loads"] == {"requests": 1, "wavefronts": 2, "ideal_wavefronts": 2}
     # Broadcasts: all lanes one word, or two words of one bank.
     code = """.shared .align 4 .b8 room[256]; mov.u32 r1, 1; setp.lt.u32 p, tid, 2; shl.b32 r2, tid, 7;
 mov.u32 r3, room;

@@ -125,6 +125,8 @@ struct Judge {
   }
 };
 
+const std::string kSharedName = "shared memory";
+
 std::string show(uint64_t address) {
   std::ostringstream text;
   text << "0x" << std::hex << address;
@@ -156,7 +158,7 @@ Mask reach(Block& block, Warp& warp, const Instruction& at, Space space, const u
                           std::string(verb) + " global memory at an address that is not global");
       }
     }
-    if (a % bytes) {
+    if (a & (bytes - 1)) {  // a power of two
       return block.find(
           warp, Kind::kMisaligned, at, l,
           std::string(verb) + " " + std::to_string(bytes) + " bytes at " + show(a) + ", which they do not divide");
@@ -169,11 +171,12 @@ Mask reach(Block& block, Warp& warp, const Instruction& at, Space space, const u
                               (allocation ? "across the end of " + allocation->name : memory.nearest(a)));
       }
       const uint64_t offset = a - allocation->begin;
-      const uint32_t granule = allocation->granule;
+      const uint32_t granule = allocation->granule, shift = __builtin_ctz(granule);
       bool known = true;
       for (uint64_t b = offset; b < offset + bytes;) {
-        const uint64_t cell = b / granule, end = std::min<uint64_t>((cell + 1) * granule, offset + bytes);
-        known &= judge.note(allocation->cells[cell], b % granule, b % granule + (end - b), l, allocation->name);
+        const uint64_t cell = b >> shift, end = std::min<uint64_t>((cell + 1) << shift, offset + bytes);
+        const uint32_t in = b & (granule - 1);
+        known &= judge.note(allocation->cells[cell], in, in + (end - b), l, allocation->name);
         b = end;
       }
       if (!known) {
@@ -191,13 +194,13 @@ Mask reach(Block& block, Warp& warp, const Instruction& at, Space space, const u
                           std::string(verb) + " " + std::to_string(bytes) + " bytes at " + std::to_string(a) + " of " +
                               std::to_string(size) + " bytes of shared memory");
       }
-      const uint32_t granule = block.kernel.shared_granule;
+      const uint32_t granule = block.kernel.shared_granule, shift = __builtin_ctz(granule);
       bool known = true;
       for (uint64_t b = a; b < a + bytes;) {
-        const uint64_t cell = b / granule, end = std::min<uint64_t>((cell + 1) * granule, a + bytes);
+        const uint64_t cell = b >> shift, end = std::min<uint64_t>((cell + 1) << shift, a + bytes);
+        const uint32_t in = b & (granule - 1);
         const bool changes = !data || std::memcmp(block.shared.data() + b, (*data)[l] + (b - a), end - b) != 0;
-        known &=
-            judge.note(block.shared_cells[cell], b % granule, b % granule + (end - b), l, "shared memory", changes);
+        known &= judge.note(block.shared_cells[cell], in, in + (end - b), l, kSharedName, changes);
         if (data) std::memcpy(block.shared.data() + b, (*data)[l] + (b - a), end - b);
         b = end;
       }

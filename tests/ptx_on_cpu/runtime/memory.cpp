@@ -12,7 +12,8 @@ void Memory::track(uint64_t address, uint64_t bytes, uint32_t itemsize, const st
   allocations.erase(std::remove_if(allocations.begin(), allocations.end(),
                                    [&](const Allocation& a) { return a.begin < end && address < a.end; }),
                     allocations.end());
-  const uint32_t granule = std::min(itemsize, 8u);  // a cell has a bit for each of its bytes
+  // A cell has a bit for each of its bytes, and is found by shifting.
+  const uint32_t granule = itemsize & (itemsize - 1) ? 1 : std::min(itemsize, 8u);
   Allocation a{address, end, address % granule ? 1 : granule, name, {}, {}, {}};
   Cell fresh;
   if (initialised) fresh.written = 0xff;

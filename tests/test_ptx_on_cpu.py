@@ -676,21 +676,18 @@ def test_quotients_and_roots(format):
     one = Number(1, Fraction(1))
     check_floats(f"div.rn.{format} d, a, b;", quotient_of, format, 2)
     check_floats(f"rcp.rn.{format} d, a;", lambda a: quotient_of(one, a), format, 1)
-    inputs = floats(format)
-    got = without_nans(lanes(f"sqrt.rn.{format} d, a;", inputs, out=inputs.dtype.type), format)
-    want = []
-    for bits in inputs.tolist():
-        x = parsed(bits, format)
+
+    def root(x: Number) -> Number:
         if x.size in ("nan", 0) or (x.size == "inf" and x.sign > 0):
-            want.append(bits if x.size != "nan" else -1)
-        elif x.sign < 0:
-            want.append(-1)
-        else:  # to so many digits that no tie can be missed
-            scale = 2400
-            root = math.isqrt(int(x.size * Fraction(4) ** scale))
-            exact = root * root == x.size * Fraction(4) ** scale
-            want.append(formed(Number(1, Fraction(2 * root + (not exact), 2 << scale)), format))
-    assert_same(f"sqrt.rn.{format}", got, want, inputs)
+            return x
+        if x.sign < 0:
+            return NAN
+        scaled = x.size * Fraction(4) ** 2400  # so many digits that no tie can be missed
+        size = math.isqrt(int(scaled))
+        return Number(1, Fraction(2 * size + (size * size != scaled), 2 << 2400))
+
+    for mode in ("rn", "rz", "rm", "rp") if format == "f32" else ("rn",):
+        check_floats(f"sqrt.{mode}.{format} d, a;", root, format, 1, mode)
 
 
 # What PTX says of the error: units in the last place, or an absolute bound where that is larger. Between `low` and
@@ -1985,6 +1982,15 @@ def test_planted_mistakes_in_ptx():
     text = one("add.u64 x1, at, _x;\n\n ld.global.v2.u32 {r1, r2}, [x1];", "misaligned", 1, 3)
     assert "8 bytes" in text
     one("mov.u64 x1, 64; atom.global.add.u32 r1, [x1], 1;", "out-of-bounds", 0, 1)
+    copy = ".shared .align 16 .b8 room[512]; shl.b32 r1, tid, 4; mov.u32 r2, room; add.u32 r2, r2, r1; PLACE\n"
+    copy += "cp.async.cg.shared.global [r2], [x1], 16SIZE;"
+    for size in ("", ", 4"):
+        place = "add.u64 x1, at, _x;" if size else "mul.wide.u32 x1, tid, 4; add.u64 x1, x1, _x;"
+        one(copy.replace("PLACE", place).replace("SIZE", size), "misaligned", 1, 2)
+    one(
+        copy.replace("PLACE", "mul.wide.u32 x1, r1, 1; add.u64 x1, x1, _x;").replace("SIZE", ""), "out-of-bounds", 16, 2
+    )
+    one(copy.replace("PLACE", "mov.u64 x1, _x; add.u32 r2, r2, r1;").replace("SIZE", ""), "out-of-bounds", 16, 2)
     one(".shared .align 4 .b8 room[100];\nmov.u32 r1, room; shl.b32 r2, tid, 2; add.u32 r1, r1, r2;"
         "\nst.shared.u32 [r1], r1;", "out-of-bounds", 25, 3)  # fmt: skip
     one(".local .align 4 .b8 own[8];\nst.local.u32 [own+8], tid;", "out-of-bounds", 0, 2)

@@ -139,6 +139,11 @@ void copy_async(Block& block, Warp& w, const Instruction& i) {
   for_lanes(w.mask, [&](int l) {
     from[l] = r[l] + int32_t(i.o[4]);
     if (i.o[2] == kNone || w.in<uint32_t>(i.o[2])[l] > 0) reads |= 1u << l;
+    // A part of the bytes must lie as all of them would.
+    if (i.o[2] != kNone && w.in<uint32_t>(i.o[2])[l] < i.bytes && (from[l] & (i.bytes - 1))) {
+      block.find(w, Kind::kMisaligned, i, l,
+                 "copies from an address that " + std::to_string(i.bytes) + " does not divide");
+    }
   });
   uint8_t* where[kLanes];
   const Mask all = w.mask;

@@ -10,6 +10,8 @@ import contextlib
 import importlib
 import importlib.abc
 import importlib.util
+import operator
+import os
 import sys
 import threading
 import warnings
@@ -216,21 +218,43 @@ def unavailable(implementation: str) -> str | None:
     if implementation == "cpp":
         return None if "cpu" in _load.libraries else _load.reasons["cpu"]
     if implementation == "cuda":
-        return None if "cuda" in _load.libraries else _load.reasons["cuda"]
-    return triton_missing() if implementation == "triton" else None
+        return no_gpu() if "cuda" in _load.libraries else _load.reasons["cuda"]
+    if implementation == "triton":
+        return triton_missing() or (None if os.environ.get("TRITON_INTERPRET") == "1" else no_gpu())
+    return None
+
+
+def no_gpu() -> str | None:
+    """Why nothing can run on a GPU here, or None where it can."""
+    if torch.cuda.is_available():
+        return None
+    return "no GPU is visible" if torch.backends.cuda.is_built() else f"torch {torch.__version__} is built without CUDA"
 
 
 # --- arguments that every op takes ------------------------------------------------------------------------------------
+def whole(value) -> Any:
+    """An int from what stands for one (numpy's, a 0-d tensor's), a SymInt as it is; TypeError for anything else."""
+    if type(value) is int or isinstance(value, torch.SymInt):
+        return value
+    if isinstance(value, bool):
+        raise TypeError("a bool is no size")
+    return operator.index(value)
+
+
 def pair(value, name: str) -> tuple[int, int]:
-    """(height, width) from a positive int or a pair of them."""
+    """(height, width) from a positive int or one or two of them, as torch's convolutions take it."""
     if type(value) is int:
         value = (value, value)
     elif isinstance(value, torch.SymInt):
         return value, value  # type: ignore[return-value]
-    elif not isinstance(value, (tuple, list)) or not all(isinstance(v, (int, torch.SymInt)) for v in value):
-        raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}")
-    elif len(value) != 2:
-        raise ValueError(f"{name} must be an int or a pair of ints, got {value!r}")
+    elif type(value) is not tuple or len(value) != 2 or type(value[0]) is not int or type(value[1]) is not int:
+        try:
+            sizes = tuple(whole(v) for v in (value if isinstance(value, (tuple, list)) else (value,)))
+        except TypeError:
+            raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}") from None
+        if len(sizes) not in (1, 2):
+            raise ValueError(f"{name} must be an int or a pair of ints, got {value!r}")
+        value = sizes * (3 - len(sizes))
     if value[0] < 1 or value[1] < 1:
         raise ValueError(f"{name} must be positive, got {value!r}")
     return value

@@ -123,6 +123,14 @@ class _Depthwise(_ConvNd):
             sides = _last_axis_first(same_padding(input.shape[-axes:], self.kernel_size, self.stride, self.dilation))
         return F.pad(input, sides, mode=self.padding_mode)
 
+    def _check_channels(self, input: Tensor) -> None:
+        """The op would take fewer channels for a multiplier: the module knows how many there are."""
+        if not isinstance(input, Tensor) or _tracing_state() is not None:  # a trace would record the question
+            return
+        axes = len(self.kernel_size)
+        if input.dim() > axes and input.shape[-axes - 1] != self.in_channels:
+            raise RuntimeError(f"input must have {self.in_channels} channels, got shape {list(input.shape)}")
+
     def _inference(self, input: Tensor) -> _Packed | None:
         """The arguments of the short path where it may be taken, else None. Every line costs: 6 us are all there is."""
         if (
@@ -218,7 +226,7 @@ class DepthwiseConv2d(_Depthwise, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         packed = self._inference(input)
-        if packed is None or input.dim() != 4:
+        if packed is None or input.dim() != 4 or input.size(1) != self.in_channels:
             return self._conv_forward(input, self.weight, self.bias)
         (weight, stride, padding, dilation, activation), _, _ = packed
         if padding is None:
@@ -226,6 +234,7 @@ class DepthwiseConv2d(_Depthwise, nn.Conv2d):
         return _call(input, weight, self._parameters["bias"], stride, padding, dilation, activation)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        self._check_channels(input)
         padding: Any = self.padding
         if self.padding_mode != "zeros":
             input, padding = self._padded(input), 0
@@ -251,13 +260,13 @@ class DepthwiseConv1d(_Depthwise, nn.Conv1d):
 
     @staticmethod
     def _sizes(value, name: str) -> tuple[int, ...]:
-        if type(_single(value)) is not int:
+        if isinstance(_single(value), (tuple, list)):
             raise TypeError(f"{name} must be an int, got {value!r}")
         return _op.pair(_single(value), name)[:1]
 
     def forward(self, input: Tensor) -> Tensor:
         packed = self._inference(input)
-        if packed is None or input.dim() != 3:
+        if packed is None or input.dim() != 3 or input.size(1) != self.in_channels:
             return self._conv_forward(input, self.weight, self.bias)
         (weight, stride, padding, dilation, activation), _, _ = packed
         if padding is None:
@@ -266,6 +275,7 @@ class DepthwiseConv1d(_Depthwise, nn.Conv1d):
         return _call(input.unsqueeze(2), weight, bias, stride, padding, dilation, activation).squeeze(2)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        self._check_channels(input)
         padding: Any = _single(self.padding)
         if self.padding_mode != "zeros":
             input, padding = self._padded(input), 0

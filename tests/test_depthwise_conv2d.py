@@ -607,6 +607,20 @@ def test_backward_keeps_the_memory_format():
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("k", [3, 5])
+def test_long_sums_keep_their_digits(k, layout):
+    """Bound 2 grows with the terms: of 0.8 million of one sign, a sum must still be right to more than four digits."""
+    x, dy = torch.rand(64, 17, 112, 112), torch.full((64, 17, 112, 112), 1e-3)
+    form = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    x, dy = x.contiguous(memory_format=form), dy.contiguous(memory_format=form)
+    geometry = Geometry(padding=(k // 2,) * 4)
+    for sums, sums64 in zip(
+        BACKWARD_WEIGHT(dy, x, k, k, *geometry), backward_weight64(dy.double(), x.double(), k, k, geometry), strict=True
+    ):
+        assert ((sums - sums64) / sums64).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_deterministic(layout, dtype):
     geometry = Geometry((1, 1), (1, 1, 1, 1))

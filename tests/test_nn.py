@@ -3,7 +3,9 @@
 import copy
 import io
 import pickle
+import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -188,7 +190,7 @@ def test_construction_with_a_wrong_type(make, words):
 def test_bad_input():
     module = DepthwiseConv2d(4, 4, 3).eval()
     for x, words in (
-        (torch.zeros(2, 5, 6, 6), ["weight", "5 channels"]),
+        (torch.zeros(2, 5, 6, 6), ["input", "4 channels", "[2, 5, 6, 6]"]),
         (torch.zeros(2, 4, 6, 6).double(), ["dtype", "float64", "float32"]),
         (torch.zeros(2, 4, 6, 6, device="meta"), ["device", "meta"]),
         (torch.zeros(2, 4, 2, 6), ["height", "2", "3", "empty"]),
@@ -197,6 +199,53 @@ def test_bad_input():
             module(x)
         for word in words:
             assert word in str(caught.value), caught.value
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("multiplier", [1, 2])
+def test_channels_are_not_taken_for_a_multiplier(multiplier, training):
+    """The op alone would: 4 channels with a weight of 8 are a multiplier of 2."""
+    for module, size in (
+        (DepthwiseConv2d(8, 8 * multiplier, 3), (5, 5)),
+        (DepthwiseConv1d(8, 8 * multiplier, 3), (5,)),
+    ):
+        module.train(training)
+        for channels in (1, 2, 4, 16):
+            for shape in ((2, channels, *size), (channels, *size)):
+                with torch.set_grad_enabled(training), pytest.raises(RuntimeError, match="input must have 8 channels"):
+                    module(torch.zeros(shape))
+        assert module(torch.zeros(2, 8, *size)).shape[:2] == (2, 8 * multiplier)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stride": np.int64(2)},
+        {"stride": (2,)},
+        {"padding": np.int64(1)},
+        {"padding": (1,)},
+        {"dilation": (np.int32(2),)},
+    ],
+    ids=str,
+)
+def test_sizes_that_torch_takes(options):
+    torch.manual_seed(0)
+    model, x = nn.Conv2d(8, 8, 3, groups=8, **options), images(2, 8, 9, 9)
+    expected = model(x)
+    swap(model)
+    torch.testing.assert_close(model(x), expected)
+    with torch.inference_mode():
+        torch.testing.assert_close(model.eval()(x), expected)
+
+
+def test_traced_with_same_padding():
+    model, x = nn.Conv2d(8, 8, 3, padding="same", groups=8).eval(), images(2, 8, 9, 9)
+    expected = model(x)
+    swap(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # the padding becomes a constant
+        traced = torch.jit.trace(model, x)
+    torch.testing.assert_close(traced(x), expected)
 
 
 # --- the packed weight ------------------------------------------------------------------------------------------------

@@ -86,6 +86,14 @@ def test_imports_and_answers_without_triton(tmp_path):
     assert value_of("_op.unavailable('triton')", tmp_path, before=block) == "triton is not installed"
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("implementation", ["cuda", "triton"])
+def test_nothing_is_forced_that_a_gpu_must_run(implementation, tmp_path):
+    result = run("-c", f"import pytorch_ext\nwith pytorch_ext.use({implementation!r}): pass", cwd=tmp_path)
+    assert result.returncode
+    assert f"implementation {implementation!r} is not available" in result.stderr
+
+
 def test_import_leaves_triton_alone(tmp_path):
     assert not value_of("'triton' in __import__('sys').modules", tmp_path)
 

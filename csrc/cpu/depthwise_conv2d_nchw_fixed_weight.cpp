@@ -88,9 +88,10 @@ LIGHTKERNELS_INLINE void plane_weight(const GridAxis& h, WeightBand b, Strips<K,
   if constexpr (kLowBand<K> > 1) bands(std::integral_constant<int, 1>{});
 }
 
-// N columns of taps from v0 on, for channels [begin, end).
+// N columns of taps from v0 on, for channels [begin, end); images [n_begin, n_end) are added to those before.
 template <int K, int S, int N, int L>
-[[gnu::noinline]] void channels_weight(const DepthwiseConv2dParams& p, int v0, int64_t begin, int64_t end) {
+[[gnu::noinline]] void channels_weight(const DepthwiseConv2dParams& p, int v0, int64_t begin, int64_t end,
+                                       int64_t n_begin, int64_t n_end) {
   using V = Vec<float, L>;
   constexpr int kSums = N * K + 1;  // dbias is the last
   Strips<K, S, L, true> strips(p);
@@ -103,7 +104,7 @@ template <int K, int S, int N, int L>
   for (PlaneIndex at(begin, p.c, p.multiplier); at.unit < end; ++at) {
     V total[N * K], dbias{};
     unroll<N * K>(LIGHTKERNELS_LAMBDA(auto i) { total[i] = V{}; });
-    for (int64_t n = 0; n < p.n; ++n) {
+    for (int64_t n = n_begin; n < n_end; ++n) {
       const float* x = static_cast<const float*>(p.x) + n * p.x_strides.n + at.in_c * p.x_strides.c - p.padding_l +
                        v0 * p.dilation_w;
       const float* dy = static_cast<const float*>(p.y) + n * p.y_strides.n + at.unit * p.y_strides.c;
@@ -126,18 +127,26 @@ template <int K, int S, int N, int L>
       store<L>(sums + group * L, sum_each<L>(parts));
     });
     float* dweight = static_cast<float*>(p.weight) + at.unit * K * K + v0;
-    for (int i = 0; i < N * K; ++i) dweight[i / N * K + i % N] = sums[i];
-    if (p.bias && v0 == 0) static_cast<float*>(p.bias)[at.unit] = sums[N * K];
+    auto put = [&](float& to, float sum) { to = n_begin ? to + sum : sum; };
+    for (int i = 0; i < N * K; ++i) put(dweight[i / N * K + i % N], sums[i]);
+    if (p.bias && v0 == 0) put(static_cast<float*>(p.bias)[at.unit], sums[N * K]);
   }
 }
+
+// Outputs whose products one sum holds, unless an image has more: long sums of floats lose what is small beside them.
+constexpr int64_t kLongSum = 1 << 16;
 
 template <int K, int S, int L>
 void all_taps(const DepthwiseConv2dParams& p, int64_t begin, int64_t end) {
   constexpr int N = kTapColumns<K, S>;
   static_assert(S == 1 || N % 2 == 0 || N == K);
-  int v = 0;
-  for (; v + N <= K; v += N) channels_weight<K, S, N, L>(p, v, begin, end);
-  if constexpr (K % N != 0) channels_weight<K, S, K % N, L>(p, v, begin, end);
+  const int64_t images = std::max<int64_t>(1, kLongSum / (p.oh * p.ow));
+  for (int64_t n = 0; n < p.n; n += images) {
+    const int64_t n_end = std::min(p.n, n + images);
+    int v = 0;
+    for (; v + N <= K; v += N) channels_weight<K, S, N, L>(p, v, begin, end, n, n_end);
+    if constexpr (K % N != 0) channels_weight<K, S, K % N, L>(p, v, begin, end, n, n_end);
+  }
 }
 
 }  // namespace

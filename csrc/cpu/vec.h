@@ -7,7 +7,11 @@
 #include <utility>
 
 #if defined(__SSE2__)
+// GCC 12 takes the "undefined" registers of its own intrinsics for mistakes, five thousand times.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #endif
 
 #include "../launch.h"

@@ -17,13 +17,6 @@ from .. import __version__, _load, _op
 
 
 # --- facts ------------------------------------------------------------------------------------------------------------
-def _no_gpu() -> str | None:
-    """Why nothing can run on a GPU here, or None where it can."""
-    if torch.cuda.is_available():
-        return None
-    return "no GPU is visible" if torch.backends.cuda.is_built() else f"torch {torch.__version__} is built without CUDA"
-
-
 @functools.cache
 def _build() -> dict[str, Any]:
     """Facts of the build and of this CPU, from the module that setup.py compiles beside the libraries."""
@@ -51,7 +44,7 @@ def _why_not_compiled(op: _op.Op, device: str) -> str | None:
         return _why_no_library(device)
     if not _registered(op, device.upper()):
         return f"{_load.libraries[device].name} has no kernel for it"
-    return _no_gpu() if device == "cuda" else None
+    return _op.no_gpu() if device == "cuda" else None
 
 
 def _why_not_triton(op: _op.Op) -> str | None:
@@ -63,7 +56,7 @@ def _why_not_triton(op: _op.Op) -> str | None:
             return f"{module} has no {op.name}"
     except Exception as error:  # to be told, whatever it is
         return f"{module} cannot be imported: {type(error).__name__}: {error}"
-    return _no_gpu()
+    return _op.no_gpu()
 
 
 def instruction_set() -> str | None:
@@ -85,7 +78,7 @@ def _implementations(op: _op.Op) -> dict[str, dict[str, Any]]:
 
 
 def _answers(op: _op.Op) -> dict[str, str]:
-    """Who answers a call on each device; for a GPU that is not here, who would."""
+    """Who answers a call on each device; for a GPU that is not here, who would; nobody where torch has no CUDA."""
     on_cpu = "cpp" if "cpu" in _load.libraries and _registered(op, "CPU") else "reference"
     if "cuda" in _load.libraries:
         on_cuda = "cuda" if _registered(op, "CUDA") else "reference"
@@ -123,7 +116,7 @@ def report() -> dict[str, Any]:
             "instruction_sets": _load.instruction_sets(),
             "threads": torch.get_num_threads(),
         },
-        "gpu": {"name": None if _no_gpu() else torch.cuda.get_device_name(), "why_not": _no_gpu()},
+        "gpu": {"name": None if _op.no_gpu() else torch.cuda.get_device_name(), "why_not": _op.no_gpu()},
         "libraries": {
             device: {
                 "path": str(_load.libraries[device]) if device in _load.libraries else None,

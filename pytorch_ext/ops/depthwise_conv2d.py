@@ -6,6 +6,7 @@ y[n, c, i, j] = act(b[c] + sum_{u, v} w[c, 0, u, v] * x[n, c // m, i*s_h + u*d_h
 from __future__ import annotations
 
 from math import prod
+from typing import Any, SupportsFloat
 
 import torch
 import torch.nn.functional as F
@@ -364,31 +365,34 @@ def same_padding(input_size, kernel_size, stride, dilation) -> tuple[int, int, i
     """TensorFlow's SAME padding as (top, bottom, left, right): ceil(in / s) outputs, the odd pixel bottom and right."""
     sides = []
     for size, k, s, d in zip(input_size, kernel_size, stride, dilation, strict=True):
+        size, k = (int(n) if isinstance(n, Tensor) else n for n in (size, k))  # torch.jit.trace gives tensors for sizes
         total = max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
         sides += [total // 2, total - total // 2]
     return tuple(sides)
 
 
-def _padding4(padding, x: Tensor, weight: Tensor, stride, dilation) -> tuple[int, int, int, int]:
+def _padding4(padding: Any, x: Tensor, weight: Tensor, stride, dilation) -> tuple[int, int, int, int]:
+    sides: tuple[Any, ...]
     if type(padding) is int:
-        sides = (padding, padding, padding, padding)
+        sides = (padding,) * 4
     elif isinstance(padding, str) and padding == "same":
         return same_padding(x.shape[-2:], weight.shape[-2:], stride, dilation)
-    elif padding == "valid":
-        sides = (0, 0, 0, 0)
-    elif isinstance(padding, (tuple, list)) and len(padding) == 2:
-        sides = (padding[0], padding[0], padding[1], padding[1])
-    elif isinstance(padding, (tuple, list)) and len(padding) == 4:
-        sides = tuple(padding)
-    elif isinstance(padding, float):
-        raise TypeError(f"padding must hold ints, got {padding!r}")
-    else:
+    elif isinstance(padding, str) and padding == "valid":
+        return 0, 0, 0, 0
+    elif len(padding) not in (1, 2, 4) if isinstance(padding, (tuple, list)) else not isinstance(padding, SupportsFloat):
         raise ValueError(
             f"padding must be an int, (height, width), (top, bottom, left, right), 'same' or 'valid', got {padding!r}"
         )
+    else:
+        try:
+            sides = tuple(_op.whole(side) for side in (padding if isinstance(padding, (tuple, list)) else (padding,)))
+        except TypeError:
+            raise TypeError(f"padding must hold ints, got {padding!r}") from None
+        if len(sides) == 2:
+            sides = (sides[0], sides[0], sides[1], sides[1])
+        elif len(sides) == 1:
+            sides *= 4
     for side in sides:
-        if type(side) is not int and not isinstance(side, (int, torch.SymInt)):
-            raise TypeError(f"padding must hold ints, got {padding!r}")
         if side < 0:
             raise ValueError(f"padding must not be negative, got {padding!r}")
     return sides

@@ -379,7 +379,9 @@ def _padding4(padding: Any, x: Tensor, weight: Tensor, stride, dilation) -> tupl
         return same_padding(x.shape[-2:], weight.shape[-2:], stride, dilation)
     elif isinstance(padding, str) and padding == "valid":
         return 0, 0, 0, 0
-    elif len(padding) not in (1, 2, 4) if isinstance(padding, (tuple, list)) else not isinstance(padding, SupportsFloat):
+    elif not isinstance(padding, (tuple, list, SupportsFloat)) or (
+        isinstance(padding, (tuple, list)) and len(padding) not in (1, 2, 4)
+    ):
         raise ValueError(
             f"padding must be an int, (height, width), (top, bottom, left, right), 'same' or 'valid', got {padding!r}"
         )

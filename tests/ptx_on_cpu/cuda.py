@@ -214,6 +214,7 @@ class Launch(NamedTuple):
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
     shared: int  # dynamic, in bytes
+    report: Any  # the executor's, of this launch
 
 
 class _Span(NamedTuple):  # of memory that holds values
@@ -327,9 +328,9 @@ class Session:
                 f"{', '.join(path.name for path in sources())} for sm_{self.arch}"
             )
         grid, block = tuple(launch.grid), tuple(launch.block)
-        self.launches.append(Launch(name, grid, block, launch.shared))
         args = [ctypes.string_at(launch.args[i], launch.sizes[i]) for i in range(launch.count)]
         report = self.kernels[name].launch(grid, block, args, shared=launch.shared, memory=self.memory)
+        self.launches.append(Launch(name, grid, block, launch.shared, report))
         self._report = report if self._report is None else self._report + report
 
 

@@ -129,11 +129,22 @@ template <class T>
 inline const char* name_of = "?";
 #define PTX_NAME(T) \
   template <>       \
-  inline const char* name_of<T> = #T;
-PTX_NAME(u8)
-PTX_NAME(s8)
-PTX_NAME(u16) PTX_NAME(s16) PTX_NAME(u32) PTX_NAME(s32) PTX_NAME(u64) PTX_NAME(s64) PTX_NAME(f16) PTX_NAME(bf16)
-    PTX_NAME(f32) PTX_NAME(f64) PTX_NAME(f16x2) PTX_NAME(bf16x2) PTX_NAME(f32x2)
+  inline const char* name_of<T> = #T
+PTX_NAME(u8);
+PTX_NAME(s8);
+PTX_NAME(u16);
+PTX_NAME(s16);
+PTX_NAME(u32);
+PTX_NAME(s32);
+PTX_NAME(u64);
+PTX_NAME(s64);
+PTX_NAME(f16);
+PTX_NAME(bf16);
+PTX_NAME(f32);
+PTX_NAME(f64);
+PTX_NAME(f16x2);
+PTX_NAME(bf16x2);
+PTX_NAME(f32x2);
 #undef PTX_NAME
 
 }  // namespace ptx

@@ -2365,3 +2365,27 @@ def test_what_memory_takes():
         )
         run(code, view, y)
         assert (y[:count] == view).all()
+
+
+def test_a_block_that_never_ends_is_given_up():
+    text = """
+.version 7.0
+.target sm_80
+.address_size 64
+.visible .entry waits(.param .u64 flag)
+{
+  .reg .pred %p;
+  .reg .b32 %r;
+  .reg .b64 %rd;
+  ld.param.u64 %rd, [flag];
+again:
+  ld.volatile.global.u32 %r, [%rd];
+  setp.eq.u32 %p, %r, 0;
+  @%p bra again;
+  ret;
+}
+"""
+    kernel = Module(text)["waits"]
+    with pytest.raises(RuntimeError, match=r"waits, PTX line 14: a block has run 1000 warp instructions"):
+        kernel.launch(1, 32, [torch.zeros(4, dtype=torch.int32)], longest=1000)
+    kernel.launch(1, 32, [torch.ones(4, dtype=torch.int32)], longest=1000).check()

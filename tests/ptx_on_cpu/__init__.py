@@ -256,8 +256,12 @@ class Kernel:
         raise TypeError(f"got {type(value).__name__}; int, float, bytes, tensor, array or None are allowed")
 
     def launch(self, grid, block, args: Sequence, *, shared: int = 0, memory: Memory | None = None,
-               backwards: bool = False) -> Report:  # fmt: skip
-        """Runs the kernel. `shared` is dynamic shared memory in bytes. `backwards`: blocks in the other order."""
+               backwards: bool = False, longest: int = 2**30) -> Report:  # fmt: skip
+        """Runs the kernel.
+
+        `shared` is dynamic shared memory in bytes. `backwards`: blocks in the other order. `longest`: warp instructions
+        after which a block that still loops is given up (RuntimeError): one that waits for another never ends here.
+        """
         if block is None:
             if self.block is None:
                 raise ValueError(f"{self.name} does not say its block (.reqntid): block must be given")
@@ -283,7 +287,7 @@ class Kernel:
         for array in self.module._arrays:
             if not memory.holds(array.ctypes.data):
                 memory.track(array, name="a variable of the module")
-        found, counts = _runtime.launch(program.kernel, grid, block, shared, packed, memory._memory, backwards)
+        found, counts = _runtime.launch(program.kernel, grid, block, shared, packed, memory._memory, backwards, longest)
         findings = [
             Finding(kind, text, kernel, tuple(at), tuple(thread), line, self._source(line), times)
             for kind, text, kernel, at, thread, line, times in found

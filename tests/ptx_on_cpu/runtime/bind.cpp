@@ -132,13 +132,13 @@ PYBIND11_MODULE(_runtime, m) {
       .def("clear", &Memory::clear);
 
   m.def("launch", [](const Kernel& kernel, std::array<uint32_t, 3> grid, std::array<uint32_t, 3> block, uint32_t shared,
-                     py::bytes params, Memory& memory, bool backwards) {
+                     py::bytes params, Memory& memory, bool backwards, uint64_t longest) {
     const std::string p = params;
     Report report;
     {
       py::gil_scoped_release release;
       launch(kernel, {grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, shared, {p.begin(), p.end()}, memory,
-             report, backwards);
+             report, backwards, longest);
     }
     py::list findings;
     for (const Finding& f : report.findings) {

@@ -130,6 +130,10 @@ void Block::run_warp(Warp& w) {
         report.by_class[i.counted_as] += __builtin_popcount(w.mask);
         i.run(*this, w, i);
       }
+      if (w.next <= w.pc && report.warp_instructions >= end) {
+        throw std::runtime_error(kernel.name + ", PTX line " + std::to_string(i.line) + ": a block has run " +
+                                 std::to_string(longest) + " warp instructions and still loops");
+      }
       keep = w.group && w.next > w.pc && w.next < w.limit && w.others.size() == others;
       w.pc = w.next;
       if (!keep && w.group) w.others.push_back({w.pc, w.group, false});
@@ -215,6 +219,7 @@ void Block::let_go(uint32_t barrier) {
 void Block::run() {
   memory.block_stamp = ++memory.stamp;
   arrived.fill(0);
+  end = report.warp_instructions + longest;
   for (Warp& w : warps) start(w);
   do {
     for (Warp& w : warps) run_warp(w);
@@ -223,7 +228,7 @@ void Block::run() {
 }
 
 void launch(const Kernel& kernel, Dim3 grid, Dim3 block, uint32_t shared_bytes, const std::vector<uint8_t>& params,
-            Memory& memory, Report& report, bool backwards) {
+            Memory& memory, Report& report, bool backwards, uint64_t longest) {
   const uint32_t threads = block.count(), warps = (threads + kLanes - 1) / kLanes;
   std::vector<uint8_t> registers(size_t{warps} * kernel.register_bytes);
   std::vector<uint8_t> local(size_t{warps} * kLanes * kernel.local);
@@ -231,7 +236,7 @@ void launch(const Kernel& kernel, Dim3 grid, Dim3 block, uint32_t shared_bytes, 
       shared_bytes ? (kernel.static_shared + 15) / 16 * 16 + shared_bytes : kernel.static_shared;
   std::vector<uint8_t> shared(shared_total + 16);
   std::vector<Cell> cells(shared_total / kernel.shared_granule + 2);
-  Block b{kernel, memory, report, grid, block, {0, 0, 0}, shared, cells, params, std::vector<Warp>(warps)};
+  Block b{kernel, memory, report, grid, block, {0, 0, 0}, shared, cells, params, std::vector<Warp>(warps), longest};
   const auto& s = kernel.specials;
   for (uint32_t k = 0; k < warps; ++k) {
     Warp& w = b.warps[k];

@@ -138,7 +138,9 @@ struct Block {
   std::vector<Cell>& shared_cells;
   const std::vector<uint8_t>& params;
   std::vector<Warp> warps;
+  uint64_t longest;                    // warp instructions that it may take
   std::array<uint32_t, 16> arrived{};  // at each barrier, without waiting
+  uint64_t end = 0;                    // the report's count that it must not reach
 
   void run();
   // A finding at the instruction that runs now, by its first lane.
@@ -175,6 +177,6 @@ struct Register {
 };
 
 void launch(const Kernel& kernel, Dim3 grid, Dim3 block, uint32_t shared_bytes, const std::vector<uint8_t>& params,
-            Memory& memory, Report& report, bool backwards);
+            Memory& memory, Report& report, bool backwards, uint64_t longest);
 
 }  // namespace ptx

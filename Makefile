@@ -86,7 +86,7 @@ check-cuda-build: ## build against a CUDA torch, import, run a part of the tests
 	  tar -cf - -T - | tar -xf - -C $(CUDA_CHECK)/source
 	@echo "==> $(CUDA_TORCH) in a fresh environment"
 	@$(PYTHON) -m venv $(CUDA_CHECK)/venv
-	@$(CUDA_CHECK)/venv/bin/python -m pip --disable-pip-version-check -q install '$(CUDA_TORCH)' 'setuptools>=77' ninja pybind11 pytest hypothesis
+	@$(CUDA_CHECK)/venv/bin/python -m pip --disable-pip-version-check -q install '$(CUDA_TORCH)' numpy 'setuptools>=77' ninja pybind11 pytest hypothesis
 	@cd $(CUDA_CHECK) && venv/bin/python -c 'import torch; v = torch.version.cuda; print("torch", torch.__version__, "for CUDA", v); assert v, "this is a CPU build of torch"'
 	@echo "==> pip install --no-build-isolation -e . with LIGHTKERNELS_CUDA=1"
 	@cd $(CUDA_CHECK)/source && LIGHTKERNELS_CUDA=1 ../venv/bin/python -m pip --disable-pip-version-check -q install --no-build-isolation --no-deps -e .

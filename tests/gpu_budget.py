@@ -41,6 +41,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "tests/gpu_budget.csv"
 CUBINS = ROOT / "build/gpu_budget"
 ARCHS = (80, 90, 100, 120)
+RESERVED = 1024  # bytes of shared memory that CUDA takes for each block
 LAYERS = 4  # of bench/shapes/<op>.csv: the first that differ in more than their size
 DTYPES = (torch.float32, torch.float16)  # of Triton's kernels; bfloat16 differs from float16 in its conversions only
 MATRIX = re.compile(r"\b(?:[HIDQOB]MMA|[HIQBO]GMMA|UTC\w*MMA)\b")  # tensor cores, of any generation
@@ -60,7 +61,7 @@ class Multiprocessor:
     blocks: int
     shared: int  # bytes
     registers: int = 65536
-    reserved: int = 1024  # bytes of shared memory that CUDA takes for each block
+    reserved: int = RESERVED
 
 
 MULTIPROCESSORS = {
@@ -174,6 +175,8 @@ def read(cubin: bytes, language: str, arch: int, ptx: str = "") -> dict[str, Var
         threads, found = largest_blocks(cubin), {}
         for symbol, text in re.findall(r"^ Function (\S+):\s+(.*)", usage, re.MULTILINE):
             used = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", text)}
+            if b".nv.shared.reserved.0" in cubin and used["SHARED"]:
+                used["SHARED"] -= RESERVED  # since sm_90 it is a part of the section
             if symbol in threads:  # else a function that kernels call
                 found[symbol] = used
         if ptx and not any(used["STACK"] + used["LOCAL"] for used in found.values()):
@@ -377,6 +380,14 @@ class Specialisation:
     attributes: tuple
     options: tuple
 
+    def function(self):
+        return getattr(importlib.import_module(f"pytorch_ext.kernels.{self.family}"), self.kernel)
+
+    def source(self) -> tuple[dict, dict, dict]:
+        """Triton's signature, constexprs and attrs."""
+        attributes = {path: [list(pair) for pair in value] for path, value in self.attributes}
+        return dict(self.signature), dict(self.constants), attributes
+
     @property
     def name(self) -> str:
         names = [name for name, _ in self.signature]
@@ -436,9 +447,7 @@ def specialisations(arch: int) -> list[Specialisation]:
 
 
 def compile_triton(spec: Specialisation, arch: int) -> Variant:
-    kernel = getattr(importlib.import_module(f"pytorch_ext.kernels.{spec.family}"), spec.kernel)
-    attributes = {path: [list(pair) for pair in value] for path, value in spec.attributes}
-    return compiled(kernel, dict(spec.signature), dict(spec.constants), attributes, dict(spec.options), arch, spec.name)
+    return compiled(spec.function(), *spec.source(), dict(spec.options), arch, spec.name)
 
 
 def compiled(kernel, signature, constants, attributes, options, arch: int, name: str = "") -> Variant:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 
-from . import doctor
+from . import doctor, gpu_budget
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -15,7 +16,17 @@ def main(arguments: list[str] | None = None) -> int:
         "doctor", help="which implementation of each op answers here, and why the others do not"
     )
     command.add_argument("--json", action="store_true", help="the same as JSON")
+    command.add_argument(
+        "--gpu-budget", action="store_true", help="registers, occupancy and so on of every GPU kernel (in a clone)"
+    )
     options = parser.parse_args(arguments)
+    if options.gpu_budget:
+        try:
+            print(gpu_budget.text())
+        except FileNotFoundError as error:
+            print(f"doctor --gpu-budget: {error}", file=sys.stderr)
+            return 1
+        return 0
     report = doctor.report()
     print(json.dumps(report, indent=2) if options.json else doctor.text(report))
     return 0

@@ -192,8 +192,12 @@ def backward_weight_finish_kernel(
 
 
 # --- choosing blocks --------------------------------------------------------------------------------------------------
+# Tiles of 1024 elements and more take 8 warps: with 4, 5x5 and 7x7 spill.
 CONFIGS = [
-    triton.Config({"BLOCK_C": block_c, "BLOCK_H": block_h, "BLOCK_W": block_w}, num_warps=4)
+    triton.Config(
+        {"BLOCK_C": block_c, "BLOCK_H": block_h, "BLOCK_W": block_w},
+        num_warps=8 if block_c * block_h * block_w >= 1024 else 4,
+    )
     for block_c, block_h, block_w in (
         (1, 4, 64), (1, 16, 32), (1, 32, 16), (4, 8, 16), (8, 8, 8), (16, 4, 4),
         (32, 4, 4), (64, 2, 4), (64, 4, 8), (128, 2, 4), (128, 1, 2),

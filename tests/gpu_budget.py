@@ -613,7 +613,8 @@ def main() -> int:
     variants = measure()
     for v in sorted(variants, key=lambda v: (v.language, v.kernel, v.arch, -v.registers, v.name)):
         if v.kernel in options.kernel:
-            print(f"sm_{v.arch} {v.registers:4} registers {v.occupancy:5} threads {v.shared:6} B shared  {v.name}")
+            memory = f"{v.shared:6} B shared {v.stack:4} B stack {v.spills:3} spills"
+            print(f"sm_{v.arch} {v.registers:4} registers {v.occupancy:5} threads {memory}  {v.name}")
     table = Table(compilers(), fingerprints(), rows(variants))
     old = parse(TABLE.read_text()).rows if TABLE.exists() else {}
     worse, different = compare(old, table.rows)

@@ -65,14 +65,21 @@ def on(implementation: str):
     if reason := _op.unavailable(implementation):
         pytest.skip(f"{implementation}: {reason}")
     device = "cuda" if implementation in IMPLEMENTATIONS else "cpu"
-    matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # torch is a reference here
+    matmul = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False  # torch is a reference here
     try:
-        with pytorch_ext.use(implementation), torch.device(device), Calls() as calls:
+        with (
+            torch.backends.cudnn.flags(
+                torch.backends.cudnn.enabled, allow_tf32=False
+            ),  # settable only so after torch.testing
+            pytorch_ext.use(implementation),
+            torch.device(device),
+            Calls() as calls,
+        ):
             poison(device)
             yield calls
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, convolution
+        torch.backends.cuda.matmul.allow_tf32 = matmul
     for name, args in calls.made:
         assert {t.device.type for t in tensors(args)} == {device}, f"{name} was called elsewhere"
 

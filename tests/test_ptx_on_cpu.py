@@ -2389,3 +2389,83 @@ again:
     with pytest.raises(RuntimeError, match=r"waits, PTX line 14: a block has run 1000 warp instructions"):
         kernel.launch(1, 32, [torch.zeros(4, dtype=torch.int32)], longest=1000)
     kernel.launch(1, 32, [torch.ones(4, dtype=torch.int32)], longest=1000).check()
+
+
+# --- what a reviewer broke --------------------------------------------------------------------------------------------
+REVIEWED = r"""
+#include <cuda_fp16.h>
+extern "C" __global__ void divides(const long long* x, long long* y) {
+  const __int128 v = static_cast<__int128>(x[threadIdx.x]) * x[0];
+  y[threadIdx.x] = static_cast<long long>(v / 7);
+}
+extern "C" __global__ void unwritten(const int* x, int* y) {
+  int a[16];
+  for (int k = 0; k < 8; ++k) a[x[k] & 7] = k;
+  y[threadIdx.x] = a[x[threadIdx.x]];
+}
+extern "C" __global__ void roots(const __half2* x, __half2* y) { y[threadIdx.x] = h2sqrt(x[threadIdx.x]); }
+extern "C" __global__ void copies(const int* x, int* y) { y[threadIdx.x] = x[threadIdx.x]; }
+"""
+
+
+@pytest.fixture(scope="module")
+def reviewed(tmp_path_factory):
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("nvcc is not on PATH")
+    folder = tmp_path_factory.mktemp("reviewed")
+    (folder / "reviewed.cu").write_text(REVIEWED)
+    subprocess.run(
+        [nvcc, "-arch=sm_80", "-ptx", "-lineinfo", "-o", folder / "a.ptx", folder / "reviewed.cu"], check=True
+    )
+    return Module((folder / "a.ptx").read_text())
+
+
+def test_the_carry_of_a_difference(reviewed):
+    """nvcc's division of 128 bits adds it: it is that nothing was borrowed."""
+    x = torch.randint(-(2**62), 2**62, (32,))
+    y = torch.zeros_like(x)
+    reviewed["divides"].launch(1, 32, [x, y]).check()
+    for value, result in zip(x.tolist(), y.tolist(), strict=True):
+        product = value * x[0].item()
+        quotient = abs(product) // 7 * (1 if product >= 0 else -1)
+        assert result == (quotient + 2**63) % 2**64 - 2**63
+
+
+def test_local_memory_that_was_not_written(reviewed):
+    x, y = torch.arange(32, dtype=torch.int32) % 16, torch.zeros(32, dtype=torch.int32)
+    report = reviewed["unwritten"].launch(1, 32, [x, y])
+    assert [finding.kind for finding in report.findings] == ["uninitialised"]
+    assert report.findings[0].thread == (8, 0, 0)
+    reviewed["unwritten"].launch(1, 32, [x % 8, y]).check()
+
+
+def test_registers_that_headers_declare(reviewed):
+    x, y = torch.rand(32, 2).half(), torch.zeros(32, 2).half()
+    reviewed["roots"].launch(1, 32, [x, y]).check()
+    torch.testing.assert_close(y, x.sqrt(), rtol=1e-3, atol=1e-6)
+
+
+def test_a_memory_grows_with_its_arguments(reviewed):
+    memory, x, y = Memory(), torch.arange(64, dtype=torch.int32), torch.zeros(64, dtype=torch.int32)
+    memory.track(y[32:], name="rest", initialised=False)
+    copies = reviewed["copies"]
+    copies.launch(1, 32, [x[:32], y[:32]], memory=memory).check()
+    copies.launch(1, 64, [x, y], memory=memory).check()
+    assert torch.equal(x, y)
+    memory.track(y[48:], name="rest", initialised=False)
+    assert {f.kind for f in copies.launch(1, 64, [y, x], memory=memory).findings} == {"uninitialised"}
+
+
+def test_read_only_arrays_are_not_written(reviewed):
+    x, y = np.arange(32, dtype=np.int32), np.frombuffer(bytes(128), np.int32)
+    (finding,) = reviewed["copies"].launch(1, 32, [x, y]).findings
+    assert "read-only" in finding.text
+    assert not y.any()
+    reviewed["copies"].launch(1, 32, [y, x]).check()
+
+
+def test_sizes_that_are_none():
+    for nbytes, itemsize in ((8, 0), (-4, 4)):
+        with pytest.raises(ValueError, match="must not be negative"):
+            Memory().track(4096, nbytes, itemsize)

@@ -103,6 +103,10 @@ def _is_array(value) -> bool:
     return isinstance(value, np.ndarray) or (hasattr(value, "data_ptr") and hasattr(value, "stride"))
 
 
+def _is_writable(value) -> bool:
+    return not isinstance(value, np.ndarray) or value.flags.writeable
+
+
 class Memory:
     """What kernels may access. Lives as long as its tensors do; what one launch wrote, the next may read."""
 
@@ -116,6 +120,8 @@ class Memory:
         """Allows accesses to a CPU tensor, an array, or `nbytes` at an address.
 
         Not initialised: a read of what no kernel has written is a finding."""
+        if itemsize < 1 or (nbytes is not None and nbytes < 0):
+            raise ValueError(f"nbytes and itemsize must not be negative, nor itemsize 0, got {nbytes} and {itemsize}")
         if _is_array(what):
             address, nbytes, itemsize = _span(what)
             self._kept.append(what)
@@ -123,10 +129,18 @@ class Memory:
             address = what
         else:
             raise TypeError(f"track takes a tensor, an array, or an address and nbytes, got {type(what).__name__}")
-        self._memory.track(address, nbytes, itemsize, name or f"{nbytes} bytes at {address:#x}", initialised)
+        name = name or f"{nbytes} bytes at {address:#x}"
+        self._memory.track(address, nbytes, itemsize, name, initialised, _is_writable(what))
 
-    def holds(self, address: int) -> bool:
-        return self._memory.holds(address)
+    def _use(self, what, name: str) -> None:
+        """Tracks an argument that has values, as far as it is not held yet."""
+        address, nbytes, itemsize = _span(what)
+        if nbytes and not self._memory.holds(address, nbytes):
+            self._memory.grow(address, nbytes, itemsize, name, _is_writable(what))
+            self._kept.append(what)
+
+    def holds(self, address: int, nbytes: int = 1) -> bool:
+        return self._memory.holds(address, nbytes)
 
     def clear(self) -> None:
         self._memory.clear()
@@ -233,9 +247,7 @@ class Kernel:
                 raise TypeError("a pointer does not fit")
             if value is None:
                 return bytes(8)
-            address, nbytes, _ = _span(value)
-            if nbytes and not memory.holds(address):
-                memory.track(value, name=param.name)
+            memory._use(value, param.name)
             pointer = value.ctypes.data if isinstance(value, np.ndarray) else value.data_ptr()
             return pointer.to_bytes(8, "little")
         if isinstance(value, (bool, np.bool_)):

@@ -227,6 +227,8 @@ class Program:
             fields |= {"address_bytes": 0, "immediate": self.symbols[base] + displacement}
         elif re.fullmatch(r"-?\w+", base) and base[0] in "-0123456789":
             fields |= {"address_bytes": 0, "immediate": int(base, 0) + displacement}
+        elif space == "param":
+            raise KeyError("a call of a device function: only what is inlined can be executed")
         else:
             raise ValueError(f"`{base}` is neither a register nor a variable")
         return fields
@@ -263,12 +265,13 @@ class Program:
             if count not in COUNTS.get(words[0], {count}):
                 raise ValueError(f"{count} operands, not {' or '.join(map(str, COUNTS[words[0]]))}")
             decode(self, words, list(statement.operands))
-        except (KeyError, IndexError) as error:
-            raise Unknown(
-                f"{self.entry.name}, PTX line {statement.line}: the executor does not know "
-                f"`{statement.opcode} {', '.join(statement.operands)}` ({error})"
-            ) from None
-        except ValueError as error:
+        except (KeyError, IndexError, StopIteration, ValueError) as error:
+            # Types or modifiers of another number than any form here has: not unpacked, not found.
+            if not isinstance(error, ValueError) or "to unpack" in str(error):
+                raise Unknown(
+                    f"{self.entry.name}, PTX line {statement.line}: the executor does not know "
+                    f"`{statement.opcode} {', '.join(statement.operands)}` ({error or 'no such form'})"
+                ) from None
             raise ptx.Malformed(
                 f"{self.entry.name}, PTX line {statement.line}: "
                 f"`{statement.opcode} {', '.join(statement.operands)}`: {error}"

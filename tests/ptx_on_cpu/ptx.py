@@ -356,7 +356,7 @@ def read_body(entry: Entry) -> None:
 
 
 def _registers(entry: Entry, scopes: list[dict], number: int, text: str, line: int) -> None:
-    match = re.match(r"\.reg\s+(?:\.(v[24])\s+)?\.(\w+)\s+(.*)", text, re.DOTALL)
+    match = re.match(r"\.reg\s*(?:\.(v[24])\s+)?\.(\w+)\s+(.*)", text, re.DOTALL)
     if not match or (match[2] != "pred" and match[2] not in BYTES) or match[1]:
         raise Malformed(f"PTX line {line}: cannot read the registers `{text[:80]}`")
     for part in split_operands(match[3]):

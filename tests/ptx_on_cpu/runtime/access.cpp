@@ -119,7 +119,9 @@ struct Judge {
     if (stamp < block.memory.block_stamp) {
       text << "a thread of another block";
     } else {
-      text << "thread " << (who >> 16) << " (counted through the block)";
+      const uint32_t self = warp.index * kLanes + lane;
+      text << (who >> 16 == self ? "one of several"
+                                 : "thread " + std::to_string(who >> 16) + " (counted through the block)");
     }
     block.find(warp, Kind::kRace, at, lane, text.str());
   }
@@ -170,6 +172,9 @@ Mask reach(Block& block, Warp& warp, const Instruction& at, Space space, const u
                           std::string(verb) + " " + std::to_string(bytes) + " bytes, " +
                               (allocation ? "across the end of " + allocation->name : memory.nearest(a)));
       }
+      if (writes && !allocation->writable) {
+        return block.find(warp, Kind::kOutOfBounds, at, l, "writes to " + allocation->name + ", which is read-only");
+      }
       const uint64_t offset = a - allocation->begin;
       const uint32_t granule = allocation->granule, shift = __builtin_ctz(granule);
       bool known = true;
@@ -216,6 +221,13 @@ Mask reach(Block& block, Warp& warp, const Instruction& at, Space space, const u
         return block.find(warp, Kind::kOutOfBounds, at, l, std::string(verb) + " beyond its local memory");
       }
       where[l] = warp.local + size_t(l) * block.kernel.local + a;
+      uint8_t* written = warp.local_written + size_t(l) * block.kernel.local + a;
+      if (writes) {
+        std::memset(written, 1, bytes);
+      } else if (std::memchr(written, 0, bytes)) {
+        block.find(warp, Kind::kUninitialised, at, l,
+                   "reads its local memory at " + std::to_string(a) + ", which it has not written");
+      }
     } else {
       if (a + bytes > block.params.size() || writes) {
         return block.find(warp, Kind::kOutOfBounds, at, l, std::string(verb) + " beyond the parameters");

@@ -128,6 +128,7 @@ PYBIND11_MODULE(_runtime, m) {
   py::class_<Memory>(m, "Memory")
       .def(py::init<>())
       .def("track", &Memory::track)
+      .def("grow", &Memory::grow)
       .def("holds", &Memory::holds)
       .def("clear", &Memory::clear);
 

@@ -231,7 +231,7 @@ void launch(const Kernel& kernel, Dim3 grid, Dim3 block, uint32_t shared_bytes, 
             Memory& memory, Report& report, bool backwards, uint64_t longest) {
   const uint32_t threads = block.count(), warps = (threads + kLanes - 1) / kLanes;
   std::vector<uint8_t> registers(size_t{warps} * kernel.register_bytes);
-  std::vector<uint8_t> local(size_t{warps} * kLanes * kernel.local);
+  std::vector<uint8_t> local(size_t{warps} * kLanes * kernel.local), local_written(local.size());
   const uint32_t shared_total =
       shared_bytes ? (kernel.static_shared + 15) / 16 * 16 + shared_bytes : kernel.static_shared;
   std::vector<uint8_t> shared(shared_total + 16);
@@ -245,6 +245,7 @@ void launch(const Kernel& kernel, Dim3 grid, Dim3 block, uint32_t shared_bytes, 
     w.registers = registers.data() + size_t{k} * kernel.register_bytes;
     w.constants = kernel.constants.data();
     w.local = local.data() + size_t{k} * kLanes * kernel.local;
+    w.local_written = local_written.data() + size_t{k} * kLanes * kernel.local;
     for (int l = 0; l < kLanes; ++l) {
       const uint32_t t = k * kLanes + l;
       const uint32_t values[] = {t % block.x, t / block.x % block.y, t / (block.x * block.y), uint32_t(l), k};
@@ -263,7 +264,10 @@ void launch(const Kernel& kernel, Dim3 grid, Dim3 block, uint32_t shared_bytes, 
     // Shared memory begins as nobody's: what is read before it is written is a NaN, and found.
     std::memset(shared.data(), 0xff, shared.size());
     if (shared_total) std::fill(cells.begin(), cells.end(), Cell{});
-    if (!local.empty()) std::memset(local.data(), 0xff, local.size());
+    if (!local.empty()) {
+      std::memset(local.data(), 0xff, local.size());
+      std::fill(local_written.begin(), local_written.end(), 0);
+    }
     b.run();
   }
   memory.end_launch(report);

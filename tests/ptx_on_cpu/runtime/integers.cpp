@@ -80,14 +80,15 @@ void carrying(Block&, Warp& w, const Instruction& i) {
   T* d = w.out<T>(i.o[0]);
   Mask carry = 0;
   for_lanes(w.mask, [&](int l) {
-    const X in = (i.mode & 1) ? w.carry >> l & 1 : 0;
+    // A difference is a + ~b + carry: its carry is that nothing was borrowed. nvcc reads it so (addc after sub.cc).
+    const X in = (i.mode & 1) ? (w.carry >> l & 1) ^ (kind == 1) : 0;
     X sum;
     if (kind == 0) sum = X(a[l]) + b[l] + in;
     if (kind == 1) sum = X(a[l]) - b[l] - in;
     if (kind == 2) sum = X(T(X(a[l]) * b[l])) + c[l] + in;
     if (kind == 3) sum = X(T(X(a[l]) * b[l] >> (8 * sizeof(T)))) + c[l] + in;
     d[l] = T(sum);
-    carry |= Mask(sum >> (8 * sizeof(T)) & 1) << l;
+    carry |= (Mask(sum >> (8 * sizeof(T)) & 1) ^ (kind == 1)) << l;
   });
   if (i.mode & 2) w.carry = (w.carry & ~w.mask) | carry;
 }

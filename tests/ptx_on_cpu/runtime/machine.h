@@ -78,7 +78,7 @@ struct Warp {
   Mask exists, live;  // lanes that are threads, and those of them that have not ended
   uint8_t* registers;
   const uint8_t* constants;
-  uint8_t* local;  // kLanes times the kernel's local memory
+  uint8_t *local, *local_written;  // kLanes times the kernel's local memory, and a flag for each byte of it
 
   uint32_t pc, next, limit;  // of the lanes that run now: where they are, go, and may meet others
   Mask group;                // those lanes

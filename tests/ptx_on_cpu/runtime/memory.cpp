@@ -5,7 +5,8 @@
 
 namespace ptx {
 
-void Memory::track(uint64_t address, uint64_t bytes, uint32_t itemsize, const std::string& name, bool initialised) {
+void Memory::track(uint64_t address, uint64_t bytes, uint32_t itemsize, const std::string& name, bool initialised,
+                   bool writable) {
   if (!bytes) return;
   const uint64_t end = address + bytes;
   // What is tracked anew replaces what lay there.
@@ -14,7 +15,7 @@ void Memory::track(uint64_t address, uint64_t bytes, uint32_t itemsize, const st
                     allocations.end());
   // A cell has a bit for each of its bytes, and is found by shifting.
   const uint32_t granule = itemsize & (itemsize - 1) ? 1 : std::min(itemsize, 8u);
-  Allocation a{address, end, address % granule ? 1 : granule, name, {}, {}, {}};
+  Allocation a{address, end, address % granule ? 1 : granule, name, writable, {}, {}, {}};
   Cell fresh;
   if (initialised) fresh.written = 0xff;
   a.cells.assign((bytes + a.granule - 1) / a.granule, fresh);
@@ -24,6 +25,29 @@ void Memory::track(uint64_t address, uint64_t bytes, uint32_t itemsize, const st
                                       [](const Allocation& x, const Allocation& y) { return x.begin < y.begin; }),
                      std::move(a));
   last_ = 0;
+}
+
+void Memory::grow(uint64_t address, uint64_t bytes, uint32_t itemsize, const std::string& name, bool writable) {
+  uint64_t begin = address, end = address + bytes;
+  std::vector<Allocation> within;
+  for (Allocation& a : allocations) {
+    if (a.end <= address || a.begin >= address + bytes) continue;
+    begin = std::min(begin, a.begin), end = std::max(end, a.end), writable &= a.writable;
+    within.push_back(std::move(a));
+    a.end = a.begin;  // gone
+  }
+  allocations.erase(
+      std::remove_if(allocations.begin(), allocations.end(), [](const Allocation& a) { return a.end == a.begin; }),
+      allocations.end());
+  track(begin, end - begin, itemsize, name, true, writable);
+  Allocation& all = *find(begin);
+  for (const Allocation& a : within) {  // what nobody has written stays so
+    for (uint64_t k = 0; k < a.touched.size(); ++k) {
+      if (a.cells[k / a.granule].written >> (k % a.granule) & 1) continue;
+      const uint64_t at = a.begin - begin + k;
+      all.cells[at / all.granule].written &= ~(1u << (at % all.granule));
+    }
+  }
 }
 
 Allocation* Memory::find(uint64_t address) {

@@ -54,6 +54,7 @@ struct Allocation {
   uint64_t begin, end;
   uint32_t granule;  // bytes of a cell
   std::string name;
+  bool writable;
   std::vector<Cell> cells;
   std::vector<uint8_t> touched;           // bit 0 read, bit 1 written, this launch; by bytes
   std::vector<uint32_t> sector_stamp[2];  // of the block that last loaded, stored each sector
@@ -63,8 +64,14 @@ struct Memory {
   std::vector<Allocation> allocations;  // by address, apart
   uint32_t stamp = 0, launch_stamp = 0, block_stamp = 0;
 
-  void track(uint64_t address, uint64_t bytes, uint32_t itemsize, const std::string& name, bool initialised);
-  bool holds(uint64_t address) { return find(address) != nullptr; }
+  void track(uint64_t address, uint64_t bytes, uint32_t itemsize, const std::string& name, bool initialised,
+             bool writable);
+  // Tracks what has values, together with what of it is tracked already: that keeps what was known of it.
+  void grow(uint64_t address, uint64_t bytes, uint32_t itemsize, const std::string& name, bool writable);
+  bool holds(uint64_t address, uint64_t bytes) {
+    const Allocation* a = find(address);
+    return a && address + bytes <= a->end;
+  }
   void clear() { allocations.clear(), last_ = 0; }
   Allocation* find(uint64_t address);
   // The allocation that ends closest below, or begins closest above: for messages.

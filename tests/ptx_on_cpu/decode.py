@@ -111,28 +111,21 @@ class Program:
         own = list(self.entry.variables.items())
         named = [*own, *((name, variable) for name, (variable, _) in module_variables.items())]
         text = self.entry.body
-        static = [
-            (n, v) for n, v in named if v.space == "shared" and not v.extern and v.size and n.split("@")[0] in text
-        ]
-        offset = 0
-        for name, variable in static:
-            offset = -(-offset // variable.align) * variable.align
-            self.symbols[name] = offset
-            offset += variable.size
-        self.kernel.static_shared = offset
+        static = {n: v for n, v in named if v.space == "shared" and not v.extern and v.size and n.split("@")[0] in text}
+        self.kernel.static_shared = self._place(static)
         for name, variable in named:  # dynamic shared memory begins after what is static
             if variable.space == "shared" and (variable.extern or not variable.size):
-                self.symbols[name] = -(-offset // 16) * 16
-        offset = 0
-        for name, variable in own:
-            if variable.space == "local":
-                offset = -(-offset // variable.align) * variable.align
-                self.symbols[name] = offset
-                offset += variable.size
-        self.kernel.local = offset
+                self.symbols[name] = -(-self.kernel.static_shared // 16) * 16
+        self.kernel.local = self._place({name: variable for name, variable in own if variable.space == "local"})
         for name, (variable, address) in module_variables.items():
             if variable.space in ("global", "const"):
                 self.symbols[name] = address
+
+    def _place(self, variables: dict[str, Variable]) -> int:
+        """Gives each its offset, in their order, and returns the bytes of all."""
+        laid_out, size = ptx.laid_out(list(variables.values()))
+        self.symbols |= {name: variable.offset for name, variable in zip(variables, laid_out)}
+        return size
 
     # --- operands ---
 
@@ -213,6 +206,13 @@ class Program:
         """Offset of a predicate, and whether it is negated."""
         negated = operand.startswith("!")
         return self.read(operand.lstrip("! "), "pred"), negated
+
+    def straight(self, operand: str) -> int:
+        """Offset of a predicate, of instructions that do not negate one."""
+        offset, negated = self.predicate(operand)
+        if negated:
+            raise KeyError("!")
+        return offset
 
     def address(self, operand: str, space: str) -> dict:
         """Fields of `[register + displacement]` or `[symbol + displacement]`."""
@@ -310,6 +310,23 @@ def only(words: list[str], allowed: set[str]) -> None:
         raise KeyError("." + unknown[0])
 
 
+def which(words: list[str], options: tuple[str, ...]) -> int:
+    """The number of that option which the opcode names."""
+    return options.index(next(word for word in words if word in options))
+
+
+def parts(operand: str) -> tuple[str, ...]:
+    """The registers of `{a, b}`, or the only one."""
+    return ptx.split_operands(operand.strip("{} "))
+
+
+def comparable(type: str) -> str:
+    """Numbers as they are, bits as unsigned numbers."""
+    if type in ("f16x2", "bf16x2"):
+        raise KeyError(type)
+    return fits(type) if type in ("b16", "b32", "b64") else type
+
+
 FLOATS = {"f16", "bf16", "f32", "f64", "f16x2", "bf16x2", "f32x2"}
 
 
@@ -337,7 +354,7 @@ def arithmetic(p: Program, words: list[str], operands: list[str]) -> None:
         return p.emit(f"{base}.wide.{type}", [p.write(operands[0], wide), *reads], INT)
     if type in FLOATS:
         order = ["rz", "rm", "rp", "nan", "relu", "ftz", "sat"]
-        only(modifiers, {*order, "NaN", "xorsign"} - {"xorsign"})
+        only(modifiers, {*order, "NaN"})
         modifiers = ["nan" if m == "NaN" else m for m in modifiers]
         modifiers = [m for m in order if m in modifiers]
         if type in ("bf16", "bf16x2"):
@@ -346,11 +363,7 @@ def arithmetic(p: Program, words: list[str], operands: list[str]) -> None:
     else:
         only(modifiers, {"lo", "hi", "sat"})
         kind = INT
-        if type == "b16" or type == "b32" or type == "b64":
-            raise KeyError(type)
     handler = ".".join([base, *modifiers, type])
-    if not _runtime.knows(handler):
-        raise KeyError(handler)
     return p.emit(handler, [p.write(operands[0], type), *(p.read(o, type) for o in operands[1:])], kind)
 
 
@@ -370,13 +383,7 @@ def carrying(p: Program, words: list[str], operands: list[str]) -> None:
 def logic(p: Program, words: list[str], operands: list[str]) -> None:
     (type,) = types_in(words)
     if type == "pred":
-        reads = []
-        for operand in operands[1:]:
-            offset, negated = p.predicate(operand)
-            if negated:
-                raise KeyError("!")
-            reads.append(offset)
-        return p.emit(f"{words[0]}.pred", [p.write(operands[0], "pred"), *reads], INT)
+        return p.emit(f"{words[0]}.pred", [p.write(operands[0], "pred"), *map(p.straight, operands[1:])], INT)
     return p.emit(
         f"{words[0]}.{fits(type)}", [p.write(operands[0], type), *(p.read(o, type) for o in operands[1:])], INT
     )
@@ -436,27 +443,21 @@ def move(p: Program, words: list[str], operands: list[str]) -> None:
         return p.emit("mov.pred", [p.write(to, "pred"), p.read(source, "pred")], MOVE)
     size = BYTES[type]
     if to.startswith("{") or source.startswith("{"):
-        parts = ptx.split_operands((to if to.startswith("{") else source).strip("{} "))
-        part = f"b{8 * size // len(parts)}"
+        pieces = parts(to if to.startswith("{") else source)
+        piece = f"b{8 * size // len(pieces)}"
         if to.startswith("{"):
-            offsets = [p.write(o, part) for o in parts] + [p.read(source, type)]
-            return p.emit(f"unpack.u{8 * size}", offsets, MOVE, vector=len(parts))
-        offsets = [p.write(to, type)] + [p.read(o, part) for o in parts]
-        return p.emit(f"pack.u{8 * size}", offsets, MOVE, vector=len(parts))
+            offsets = [p.write(o, piece) for o in pieces] + [p.read(source, type)]
+            return p.emit(f"unpack.u{8 * size}", offsets, MOVE, vector=len(pieces))
+        offsets = [p.write(to, type)] + [p.read(o, piece) for o in pieces]
+        return p.emit(f"pack.u{8 * size}", offsets, MOVE, vector=len(pieces))
     return p.emit(f"mov.{fits(type)}", [p.write(to, type), p.read(source, type)], MOVE)
 
 
 @opcode("selp")
 def select(p: Program, words: list[str], operands: list[str]) -> None:
     (type,) = types_in(words)
-    predicate, negated = p.predicate(operands[3])
-    if negated:
-        raise KeyError("!")
-    p.emit(
-        f"selp.{fits(type)}",
-        [p.write(operands[0], type), p.read(operands[1], type), p.read(operands[2], type), predicate],
-        INT,
-    )
+    reads = [p.read(operands[1], type), p.read(operands[2], type), p.straight(operands[3])]
+    p.emit(f"selp.{fits(type)}", [p.write(operands[0], type), *reads], INT)
 
 
 @opcode("slct")
@@ -483,10 +484,7 @@ def compare(p: Program, words: list[str], operands: list[str]) -> None:
     modifiers = kept(words, "ftz")
     mode = COMPARISONS[modifiers[0]] | (128 if "ftz" in words else 0)
     only(modifiers[1:], set(COMBINATIONS))
-    if type in ("b16", "b32", "b64") or type in ("f16x2", "bf16x2"):
-        if type.endswith("x2"):
-            raise KeyError(type)
-        type = fits(type)
+    type = comparable(type)
     first, _, second = operands[0].partition("|")
     offsets = [p.write(first.strip(), "pred"), p.write(second.strip(), "pred") if second else _runtime.NONE]
     offsets += [p.read(operands[1], type), p.read(operands[2], type)]
@@ -504,7 +502,7 @@ def compare_to_number(p: Program, words: list[str], operands: list[str]) -> None
         raise KeyError(result)
     modifiers = kept(words, "ftz")
     only(modifiers[1:], set())
-    type = fits(type) if type[0] == "b" and type != "bf16" else type
+    type = comparable(type)
     truth = p._room(4)
     p.emit(f"setp.{type}", [truth, _runtime.NONE, p.read(operands[1], type), p.read(operands[2], type)], INT,
            mode=COMPARISONS[modifiers[0]] | (128 if "ftz" in words else 0))  # fmt: skip
@@ -522,7 +520,7 @@ def test(p: Program, words: list[str], operands: list[str]) -> None:
 def convert(p: Program, words: list[str], operands: list[str]) -> None:
     to, source = types_in(words)
     modifiers = kept(words)
-    only(modifiers, {*ROUNDINGS, "sat", "ftz", "relu", "rna", "satfinite"} - {"satfinite"})
+    only(modifiers, {*ROUNDINGS, "sat", "ftz", "relu", "rna"})
     mode = next((ROUNDINGS[m] for m in modifiers if m in ROUNDINGS), 0)
     if to == "tf32":
         offsets = [p.write(operands[0], "b32"), p.read(operands[1], "f32")]
@@ -549,23 +547,29 @@ def space_of(words: list[str]) -> str:
     return next((word.split("::")[0] for word in words[1:] if word.split("::")[0] in SPACES), "generic")
 
 
+VECTORS = ("v2", "v4", "v8")
+
+
 def vector_of(words: list[str]) -> int:
-    return next((int(word[1:]) for word in words[1:] if word in ("v2", "v4", "v8")), 1)
+    return next((int(word[1:]) for word in words[1:] if word in VECTORS), 1)
 
 
 HINT = re.compile(r"L[12]::|level::|unified")
 
 
+def memory_words(words: list[str]) -> list[str]:
+    """Modifiers of an access but its space, its vector and the hints for caches."""
+    return [m for m in kept(words) if not HINT.match(m) and m.split("::")[0] not in SPACES and m not in VECTORS]
+
+
 @opcode("ld", "ldu", "st")
 def access(p: Program, words: list[str], operands: list[str]) -> None:
     is_store = words[0] == "st"
-    # `L1::evict_last` splits at its dot's absence: a hint is one word, or follows `L1` and `L2`.
-    modifiers = [m for m in kept(words) if not HINT.match(m) and m.split("::")[0] not in SPACES]
-    only(modifiers, {"v2", "v4", "v8"})
+    only(memory_words(words), set())
     (type,) = types_in(words)
     vector, space = vector_of(words), space_of(words)
     where, values = (operands[0], operands[1]) if is_store else (operands[1], operands[0])
-    registers = ptx.split_operands(values.strip("{} ")) if values.startswith("{") else (values,)
+    registers = parts(values)
     if len(registers) != vector:
         raise ValueError(f"{len(registers)} registers for {vector} values")
     offsets, size = [], BYTES[type]
@@ -587,28 +591,18 @@ def access(p: Program, words: list[str], operands: list[str]) -> None:
 
 @opcode("atom", "red")
 def atomic(p: Program, words: list[str], operands: list[str]) -> None:
-    modifiers = [m for m in kept(words, "noftz") if not HINT.match(m) and m.split("::")[0] not in SPACES]
     vector = vector_of(words)
-    modifiers = [m for m in modifiers if not re.fullmatch(r"v\d", m)]
-    (operation,) = modifiers
+    (operation,) = memory_words(words)
     (type,) = types_in(words)
     if words[0] == "red":
         operands = ["{" + ", ".join("_" * vector) + "}", *operands]
     width = fits(type) if operation in ("and", "or", "xor", "exch", "cas") else type
     if space_of(words) in ("shared", "generic"):
         p.granule = min(p.granule, BYTES[type])
-
-    def parts(operand: str) -> list[str]:
-        return list(ptx.split_operands(operand.strip("{} "))) if operand.startswith("{") else [operand]
-
     offsets = [p.write(o, type) for o in parts(operands[0])]
     offsets += [p.read(o, type) for operand in operands[2:] for o in parts(operand)]
-    handler = f"atom.{operation}.{width}"
-    if not _runtime.knows(handler):
-        raise KeyError(handler)
-    p.emit(
-        handler, offsets, MEMORY, vector=vector, mode=int(operation == "cas"), **p.address(operands[1], space_of(words))
-    )
+    p.emit(f"atom.{operation}.{width}", offsets, MEMORY, vector=vector, mode=int(operation == "cas"),
+           **p.address(operands[1], space_of(words)))  # fmt: skip
 
 
 @opcode("cvta")
@@ -652,15 +646,13 @@ def barrier(p: Program, words: list[str], operands: list[str]) -> None:
     if words[1] == "warp":
         return p.emit("bar.warp", [], CONTROL, members=p.read(operands[0], "u32"))
     if "red" in words:
-        operation = next(w for w in words if w in ("popc", "and", "or"))
-        only(words[1:], {"red", "aligned", "cta", "u32", "pred", operation})
-        predicate, negated = p.predicate(operands[-1])
-        if negated:
-            raise KeyError("!")
+        operations = ("popc", "and", "or")
+        operation = which(words, operations)
+        only(words[1:], {"red", "aligned", "cta", "u32", "pred", operations[operation]})
+        predicate = p.straight(operands[-1])
         count = p.read(operands[2], "u32") if len(operands) > 3 else _runtime.NONE
-        result = p.write(operands[0], "u32" if operation == "popc" else "pred")
-        mode = 1 + ["popc", "and", "or"].index(operation)
-        return p.emit("bar", [p.read(operands[1], "u32"), count, result, predicate], CONTROL, mode=mode)
+        result = p.write(operands[0], "pred" if operation else "u32")
+        return p.emit("bar", [p.read(operands[1], "u32"), count, result, predicate], CONTROL, mode=1 + operation)
     only(words[1:], {"sync", "arrive", "aligned", "cta"})
     count = p.read(operands[1], "u32") if len(operands) > 1 else _runtime.NONE
     return p.emit("bar", [p.read(operands[0], "u32"), count], CONTROL, mode=8 if "arrive" in words else 0)
@@ -673,13 +665,13 @@ def shuffle(p: Program, words: list[str], operands: list[str]) -> None:
     result, _, in_range = operands[0].partition("|")
     offsets = [p.write(result.strip(), "b32"), p.write(in_range.strip(), "pred") if in_range else _runtime.NONE]
     offsets += [p.read(o, "b32") for o in operands[1:4]]
-    mode = ["up", "down", "bfly", "idx"].index(next(w for w in words if w in ("up", "down", "bfly", "idx")))
+    mode = which(words, ("up", "down", "bfly", "idx"))
     p.emit("shfl", offsets, SPECIAL, mode=mode, members=p.read(operands[4], "u32"))
 
 
 @opcode("vote")
 def vote(p: Program, words: list[str], operands: list[str]) -> None:
-    mode = ["all", "any", "uni", "ballot"].index(next(w for w in words if w in ("all", "any", "uni", "ballot")))
+    mode = which(words, ("all", "any", "uni", "ballot"))
     predicate, negated = p.predicate(operands[1])
     result = p.write(operands[0], "b32" if mode == 3 else "pred")
     p.emit("vote", [result, predicate], SPECIAL, mode=mode | (4 if negated else 0), members=p.read(operands[2], "u32"))
@@ -688,9 +680,9 @@ def vote(p: Program, words: list[str], operands: list[str]) -> None:
 @opcode("match")
 def match(p: Program, words: list[str], operands: list[str]) -> None:
     (type,) = types_in(words)
-    result, _, which = operands[0].partition("|")
+    result, _, alike = operands[0].partition("|")
     offsets = [p.write(result.strip(), "b32"), p.read(operands[1], type)]
-    offsets.append(p.write(which.strip(), "pred") if which else _runtime.NONE)
+    offsets.append(p.write(alike.strip(), "pred") if alike else _runtime.NONE)
     p.emit(f"match.{fits(type)}", offsets, SPECIAL, mode=int("all" in words), members=p.read(operands[2], "u32"))
 
 
@@ -750,7 +742,7 @@ def matrix(p: Program, words: list[str], operands: list[str]) -> None:
     only(kept(words), {"m8n8", "x1", "x2", "x4", "trans", "shared", "shared::cta"})
     values, where = (operands[0], operands[1]) if words[0] == "ldmatrix" else (operands[1], operands[0])
     count = next(int(w[1]) for w in words if w in ("x1", "x2", "x4"))
-    registers = ptx.split_operands(values.strip("{} "))
+    registers = parts(values)
     if len(registers) != count or "b16" not in words:
         raise KeyError("shape")
     p.emit(words[0], [p.write(o, "b32") for o in registers], MATRIX, vector=count, mode=int("trans" in words),
@@ -763,9 +755,9 @@ def multiply(p: Program, words: list[str], operands: list[str]) -> None:
     shape = next(w for w in words if re.fullmatch(r"m\d+n\d+k\d+", w))
     result, a, b, c = types_in(words)
     handler = f"mma.{shape}.{result}.{a}"
-    if a != b or result != c or not _runtime.knows(handler):
+    if a != b or result != c:
         raise KeyError(handler)
-    registers = [ptx.split_operands(operand.strip("{} ")) for operand in operands]
+    registers = [parts(operand) for operand in operands]
     sums, inputs = ("b32" if result == "f16" else result), ("f64" if a == "f64" else "b32")
     offsets = [p.write(o, sums) for o in registers[0]]
     offsets += [p.read(o, inputs) for o in (*registers[1], *registers[2])] + [p.read(o, sums) for o in registers[3]]

@@ -54,18 +54,110 @@ void count_shared(SharedTraffic& traffic, const uint64_t* address, Mask mask, ui
   }
 }
 
+const std::string kSharedName = "shared memory";
+
+std::string show(uint64_t address) {
+  std::ostringstream text;
+  text << "0x" << std::hex << address;
+  return text.str();
+}
+
+// One access of a warp, lane by lane: where each leads, or a finding.
 struct Judge {
   Block& block;
   Warp& warp;
   const Instruction& at;
   Access access;
+  uint32_t bytes;
+  const Data* data;
+
+  bool writes() const { return access != Access::kLoad; }
+  std::string verb() const { return writes() ? "writes " : "reads "; }
+
+  // What follows gives a lane's pointer to the address a of a space, null where it must not go there.
+  uint8_t* global(uint64_t a, int lane) const {
+    Allocation* allocation = block.memory.find(a);
+    if (!allocation || a + bytes > allocation->end) {
+      return refuse(Kind::kOutOfBounds, lane,
+                    verb() + std::to_string(bytes) + " bytes, " +
+                        (allocation ? "across the end of " + allocation->name : block.memory.nearest(a)));
+    }
+    if (writes() && !allocation->writable) {
+      return refuse(Kind::kOutOfBounds, lane, "writes to " + allocation->name + ", which is read-only");
+    }
+    const uint64_t offset = a - allocation->begin;
+    if (!note_all(allocation->cells, allocation->granule, offset, lane, allocation->name, nullptr)) {
+      block.find(warp, Kind::kUninitialised, at, lane,
+                 "reads byte " + std::to_string(offset) + " of " + allocation->name + ", which nobody has written");
+    }
+    const uint8_t bits = access == Access::kLoad ? 1 : access == Access::kStore ? 2 : 3;
+    for (uint32_t k = 0; k < bytes; ++k) allocation->touched[offset + k] |= bits;
+    return reinterpret_cast<uint8_t*>(a);
+  }
+
+  uint8_t* shared(uint64_t a, int lane) const {
+    const uint64_t size = block.shared.size() - 16;
+    if (a + bytes > size) {
+      return refuse(Kind::kOutOfBounds, lane,
+                    verb() + std::to_string(bytes) + " bytes at " + std::to_string(a) + " of " + std::to_string(size) +
+                        " bytes of shared memory");
+    }
+    uint8_t* where = block.shared.data() + a;
+    if (!note_all(block.shared_cells, block.kernel.shared_granule, a, lane, kSharedName, data ? where : nullptr)) {
+      block.find(
+          warp, Kind::kUninitialised, at, lane,
+          "reads shared memory at " + std::to_string(a) + ", which nobody has written, or cp.async still writes");
+    }
+    return where;
+  }
+
+  uint8_t* local(uint64_t a, int lane) const {
+    if (a + bytes > block.kernel.local) return refuse(Kind::kOutOfBounds, lane, verb() + "beyond its local memory");
+    const size_t offset = size_t(lane) * block.kernel.local + a;
+    if (writes()) {
+      std::memset(warp.local_written + offset, 1, bytes);
+    } else if (std::memchr(warp.local_written + offset, 0, bytes)) {
+      block.find(warp, Kind::kUninitialised, at, lane,
+                 "reads its local memory at " + std::to_string(a) + ", which it has not written");
+    }
+    return warp.local + offset;
+  }
+
+  uint8_t* param(uint64_t a, int lane) const {
+    if (a + bytes > block.params.size() || writes()) {
+      return refuse(Kind::kOutOfBounds, lane, verb() + "beyond the parameters");
+    }
+    return const_cast<uint8_t*>(block.params.data()) + a;
+  }
+
+  uint8_t* refuse(Kind kind, int lane, const std::string& text) const {
+    block.find(warp, kind, at, lane, text);
+    return nullptr;
+  }
+
+ private:
+  // Notes a lane's access at `offset` of cells of `granule` bytes. Says whether it was of written memory. A store to
+  // what is `held` there, where given, changes only the cells that hold something else.
+  bool note_all(std::vector<Cell>& cells, uint32_t granule, uint64_t offset, int lane, const std::string& name,
+                const uint8_t* held) const {
+    const uint32_t shift = __builtin_ctz(granule);
+    bool known = true;
+    for (uint64_t b = offset; b < offset + bytes;) {
+      const uint64_t cell = b >> shift, end = std::min<uint64_t>((cell + 1) << shift, offset + bytes);
+      const uint32_t in = b & (granule - 1);
+      const bool changes = !held || std::memcmp(held + (b - offset), (*data)[lane] + (b - offset), end - b) != 0;
+      known &= note(cells[cell], in, in + (end - b), lane, name, changes);
+      b = end;
+    }
+    return known;
+  }
 
   // Notes an access of a lane to bytes [begin, end) of the cell. Says whether it was of written memory. `changes`: not
   // for a store of what is there.
-  bool note(Cell& cell, uint32_t begin, uint32_t end, int lane, const std::string& name, bool changes = true) const {
+  bool note(Cell& cell, uint32_t begin, uint32_t end, int lane, const std::string& name, bool changes) const {
     const Memory& memory = block.memory;
     const uint32_t self = (warp.index * kLanes + lane) << 16 | (warp.sync & 0xffff);
-    const bool writes = access != Access::kLoad, atomic = access == Access::kAtomic;
+    const bool writes = this->writes(), atomic = access == Access::kAtomic;
     if (changes && cell.write_stamp >= memory.launch_stamp && !(atomic && cell.atomic) &&
         conflict(cell.write_stamp, cell.writer, self)) {
       race(cell.write_stamp, cell.writer, lane, name, writes ? "written" : "read", "written");
@@ -97,7 +189,6 @@ struct Judge {
     return known;
   }
 
- private:
   // Whether nothing orders an earlier access before one of `self` now.
   bool conflict(uint32_t stamp, uint32_t who, uint32_t self) const {
     if (stamp < block.memory.block_stamp) return true;  // another block
@@ -127,22 +218,11 @@ struct Judge {
   }
 };
 
-const std::string kSharedName = "shared memory";
-
-std::string show(uint64_t address) {
-  std::ostringstream text;
-  text << "0x" << std::hex << address;
-  return text.str();
-}
-
 }  // namespace
 
 Mask reach(Block& block, Warp& warp, const Instruction& at, Space space, const uint64_t* address, uint32_t bytes,
            Access access, uint8_t** where, const Data* data) {
-  const bool writes = access != Access::kLoad;
-  const Judge judge{block, warp, at, access};
-  const char* verb = writes ? "writes" : "reads";
-  Memory& memory = block.memory;
+  const Judge judge{block, warp, at, access, bytes, data};
   Mask good = 0, in_shared = 0;
   uint64_t shared_address[kLanes];
   Spans spans;
@@ -156,101 +236,54 @@ Mask reach(Block& block, Warp& warp, const Instruction& at, Space space, const u
                              : Space::kParam;
       if (s != Space::kGlobal) a &= kWindow - 1;
       if (space == Space::kGlobal && s != Space::kGlobal) {
-        return block.find(warp, Kind::kOutOfBounds, at, l,
-                          std::string(verb) + " global memory at an address that is not global");
+        return void(
+            judge.refuse(Kind::kOutOfBounds, l, judge.verb() + "global memory at an address that is not global"));
       }
     }
     if (a & (bytes - 1)) {  // a power of two
-      return block.find(
-          warp, Kind::kMisaligned, at, l,
-          std::string(verb) + " " + std::to_string(bytes) + " bytes at " + show(a) + ", which they do not divide");
+      return void(
+          judge.refuse(Kind::kMisaligned, l,
+                       judge.verb() + std::to_string(bytes) + " bytes at " + show(a) + ", which they do not divide"));
     }
-    if (s == Space::kGlobal || s == Space::kConst) {
-      Allocation* allocation = memory.find(a);
-      if (!allocation || a + bytes > allocation->end) {
-        return block.find(warp, Kind::kOutOfBounds, at, l,
-                          std::string(verb) + " " + std::to_string(bytes) + " bytes, " +
-                              (allocation ? "across the end of " + allocation->name : memory.nearest(a)));
-      }
-      if (writes && !allocation->writable) {
-        return block.find(warp, Kind::kOutOfBounds, at, l, "writes to " + allocation->name + ", which is read-only");
-      }
-      const uint64_t offset = a - allocation->begin;
-      const uint32_t granule = allocation->granule, shift = __builtin_ctz(granule);
-      bool known = true;
-      for (uint64_t b = offset; b < offset + bytes;) {
-        const uint64_t cell = b >> shift, end = std::min<uint64_t>((cell + 1) << shift, offset + bytes);
-        const uint32_t in = b & (granule - 1);
-        known &= judge.note(allocation->cells[cell], in, in + (end - b), l, allocation->name);
-        b = end;
-      }
-      if (!known) {
-        block.find(warp, Kind::kUninitialised, at, l,
-                   "reads byte " + std::to_string(offset) + " of " + allocation->name + ", which nobody has written");
-      }
-      const uint8_t bits = access == Access::kLoad ? 1 : access == Access::kStore ? 2 : 3;
-      for (uint32_t k = 0; k < bytes; ++k) allocation->touched[offset + k] |= bits;
-      where[l] = reinterpret_cast<uint8_t*>(a);
-      spans.begin[spans.count++] = a;
-    } else if (s == Space::kShared) {
-      const uint64_t size = block.shared.size() - 16;
-      if (a + bytes > size) {
-        return block.find(warp, Kind::kOutOfBounds, at, l,
-                          std::string(verb) + " " + std::to_string(bytes) + " bytes at " + std::to_string(a) + " of " +
-                              std::to_string(size) + " bytes of shared memory");
-      }
-      const uint32_t granule = block.kernel.shared_granule, shift = __builtin_ctz(granule);
-      bool known = true;
-      for (uint64_t b = a; b < a + bytes;) {
-        const uint64_t cell = b >> shift, end = std::min<uint64_t>((cell + 1) << shift, a + bytes);
-        const uint32_t in = b & (granule - 1);
-        const bool changes = !data || std::memcmp(block.shared.data() + b, (*data)[l] + (b - a), end - b) != 0;
-        known &= judge.note(block.shared_cells[cell], in, in + (end - b), l, kSharedName, changes);
-        if (data) std::memcpy(block.shared.data() + b, (*data)[l] + (b - a), end - b);
-        b = end;
-      }
-      if (!known) {
-        block.find(
-            warp, Kind::kUninitialised, at, l,
-            "reads shared memory at " + std::to_string(a) + ", which nobody has written, or cp.async still writes");
-      }
-      where[l] = block.shared.data() + a;
-      shared_address[l] = a, in_shared |= 1u << l;
-    } else if (s == Space::kLocal) {
-      if (a + bytes > block.kernel.local) {
-        return block.find(warp, Kind::kOutOfBounds, at, l, std::string(verb) + " beyond its local memory");
-      }
-      where[l] = warp.local + size_t(l) * block.kernel.local + a;
-      uint8_t* written = warp.local_written + size_t(l) * block.kernel.local + a;
-      if (writes) {
-        std::memset(written, 1, bytes);
-      } else if (std::memchr(written, 0, bytes)) {
-        block.find(warp, Kind::kUninitialised, at, l,
-                   "reads its local memory at " + std::to_string(a) + ", which it has not written");
-      }
-    } else {
-      if (a + bytes > block.params.size() || writes) {
-        return block.find(warp, Kind::kOutOfBounds, at, l, std::string(verb) + " beyond the parameters");
-      }
-      where[l] = const_cast<uint8_t*>(block.params.data()) + a;
+    switch (s) {
+      case Space::kShared:
+        where[l] = judge.shared(a, l);
+        break;
+      case Space::kLocal:
+        where[l] = judge.local(a, l);
+        break;
+      case Space::kParam:
+        where[l] = judge.param(a, l);
+        break;
+      default:
+        where[l] = judge.global(a, l);
     }
+    if (!where[l]) return;
     good |= 1u << l;
+    if (data) std::memcpy(where[l], (*data)[l], bytes);
+    if (s == Space::kShared) {
+      shared_address[l] = a, in_shared |= 1u << l;
+    } else if (s == Space::kGlobal || s == Space::kConst) {
+      spans.begin[spans.count++] = a;
+    }
   });
   if (access == Access::kAtomic) {
     block.report.atomics += __builtin_popcount(good);
-  } else {
-    if (spans.count) {
-      count_request(block.report.global[writes], spans, bytes, [&](uint64_t sector) {
-        Allocation* allocation = memory.find(std::max(sector * 32, spans.begin[0]));
-        if (!allocation) allocation = memory.find(sector * 32 + 31);  // it begins within the sector
-        if (!allocation) return;
-        uint32_t& stamp = allocation->sector_stamp[writes][sector - allocation->begin / 32];
-        if (stamp < memory.block_stamp) ++block.report.global[writes].l2_sectors;
-        stamp = memory.stamp;
-      });
-    }
-    if (in_shared) count_shared(block.report.shared[writes], shared_address, in_shared, bytes);
+    return good;
   }
+  const bool writes = judge.writes();
+  Memory& memory = block.memory;
+  if (spans.count) {
+    count_request(block.report.global[writes], spans, bytes, [&](uint64_t sector) {
+      Allocation* allocation = memory.find(std::max(sector * 32, spans.begin[0]));
+      if (!allocation) allocation = memory.find(sector * 32 + 31);  // it begins within the sector
+      if (!allocation) return;
+      uint32_t& stamp = allocation->sector_stamp[writes][sector - allocation->begin / 32];
+      if (stamp < memory.block_stamp) ++block.report.global[writes].l2_sectors;
+      stamp = memory.stamp;
+    });
+  }
+  if (in_shared) count_shared(block.report.shared[writes], shared_address, in_shared, bytes);
   return good;
 }
 

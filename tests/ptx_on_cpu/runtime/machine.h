@@ -163,8 +163,8 @@ inline void for_lanes(Mask mask, F&& f) {
 // --- access.cpp: where lanes' addresses lead ---
 
 // Checks, counts and notes an access of each lane of w.mask to `bytes` at its address. Sets the pointer of those lanes
-// that may proceed, and returns them. With the data of a store: threads that write to shared memory what another has
-// written there are no race, as Triton's do where a value is theirs in common.
+// that may proceed, and returns them. A store may give its data, and is done here: threads that write to shared memory
+// what another has written there are no race, as Triton's do where a value is theirs in common.
 enum class Access { kLoad, kStore, kAtomic };
 using Data = uint8_t[kLanes][32];
 Mask reach(Block& block, Warp& warp, const Instruction& at, Space space, const uint64_t* address, uint32_t bytes,

@@ -141,8 +141,7 @@ void store_matrix(Block& block, Warp& w, const Instruction& i) {
       }
     });
   }
-  const Rows rows(block, w, i, Access::kStore, &data);
-  for_lanes(rows.good, [&](int l) { std::memcpy(rows.where[l], data[l], 16); });
+  Rows(block, w, i, Access::kStore, &data);
 }
 const Register matrices_[] = {{"ldmatrix", load_matrix}, {"stmatrix", store_matrix}};
 

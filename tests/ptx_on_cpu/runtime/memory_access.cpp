@@ -56,13 +56,11 @@ void store(Block& block, Warp& w, const Instruction& i) {
   const Addresses at(w, i, i.o[14]);
   uint8_t* where[kLanes];
   Data data;
-  const uint32_t bytes = i.bytes * i.vector;
   for (int k = 0; k < i.vector; ++k) {
     const uint8_t* from = w.in<uint8_t>(i.o[k]);
     for_lanes(w.mask, [&](int l) { std::memcpy(data[l] + k * i.bytes, from + l * i.reg_bytes, i.bytes); });
   }
-  const Mask good = reach(block, w, i, i.space, at.a, bytes, Access::kStore, where, &data);
-  for_lanes(good, [&](int l) { std::memcpy(where[l], data[l], bytes); });
+  reach(block, w, i, i.space, at.a, i.bytes * i.vector, Access::kStore, where, &data);
 }
 const Register access_[] = {{"load", load}, {"store", store}};
 

@@ -21,7 +21,6 @@ import io
 import multiprocessing
 import os
 import re
-import shutil
 import struct
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import nvcc
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -113,12 +113,6 @@ def tools() -> Path:
     import triton
 
     return Path(triton.__file__).parent / "backends/nvidia/bin"
-
-
-def nvcc() -> str | None:
-    """As setup.py looks for it."""
-    home = os.environ.get("CUDA_HOME")
-    return (home and shutil.which("nvcc", path=os.path.join(home, "bin"))) or shutil.which("nvcc")
 
 
 def run(*command: Any) -> str:
@@ -280,7 +274,7 @@ def cubins(source: Path, archs: Iterable[int]) -> dict[int, bytes]:
     def compiled(arch: int) -> bytes:
         target = CUBINS / f"{source.stem}.{cuda_fingerprint(source)}.sm_{arch}.cubin"
         if not target.exists():
-            run(nvcc(), "-std=c++17", "-O3", "-Icsrc", f"-arch=sm_{arch}", "-cubin", "-o", f"{target}.new", source)
+            run(nvcc.path(), "-std=c++17", "-O3", "-Icsrc", f"-arch=sm_{arch}", "-cubin", "-o", f"{target}.new", source)
             os.replace(f"{target}.new", target)
         return target.read_bytes()
 
@@ -482,7 +476,7 @@ def _hash(texts: Iterable[str]) -> str:
 
 @functools.cache
 def nvcc_release() -> str:
-    return re.search(r"V([\d.]+)", run(nvcc(), "--version"))[1]
+    return re.search(r"V([\d.]+)", run(nvcc.path(), "--version"))[1]
 
 
 @functools.cache
@@ -604,7 +598,7 @@ def main() -> int:
     parser.add_argument("kernel", nargs="*", help="print every variant of these")
     parser.add_argument("--write", action="store_true", help=f"write {TABLE.relative_to(ROOT)}")
     options = parser.parse_args()
-    if nvcc() is None:
+    if nvcc.path() is None:
         sys.exit("nvcc is needed to measure: it is neither in CUDA_HOME nor on PATH")
     try:
         tools()

@@ -21,14 +21,7 @@ from torch.utils._pytree import tree_map_only
 import pytorch_ext
 from pytorch_ext import _op
 
-
-def no_gpu() -> str | None:
-    if torch.version.cuda is None:
-        return f"torch {torch.__version__} is built for no GPU"
-    return None if torch.cuda.is_available() else "torch.cuda.is_available() is False"
-
-
-WHY = no_gpu()
+WHY = _op.no_gpu()
 FAMILIES = families()
 IMPLEMENTATIONS = ("cuda", "triton")
 RUNS = [

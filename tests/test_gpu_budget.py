@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import gpu_budget as budget
+import nvcc
 import pytest
 from gpu_budget import Variant
 
@@ -22,13 +23,13 @@ from pytorch_ext.cli import gpu_budget, main
 triton = pytest.importorskip("triton", reason="triton is not installed: its wheel brings cuobjdump and nvdisasm")
 import triton.language as tl  # noqa: E402
 
-NVCC = budget.nvcc()
+NVCC = nvcc.path()
 SPOT = 90  # the architecture that is measured always
 ELEMENT = {"float": 4, "double": 8, "__half": 2, "__nv_bfloat16": 2}
 REGENERATE = "`make gpu-budget` measures anew and writes tests/gpu_budget.csv: look at its diff, and commit it."
 
 pytestmark = [
-    pytest.mark.skipif(NVCC is None, reason="nvcc was found neither in CUDA_HOME nor on PATH"),
+    pytest.mark.skipif(NVCC is None, reason=nvcc.MISSING),
     pytest.mark.skipif(not (budget.tools() / "nvdisasm").exists(), reason="this Triton brings no nvdisasm"),
     pytest.mark.skipif(triton.knobs.runtime.interpret, reason="TRITON_INTERPRET is set: nothing is compiled"),
 ]

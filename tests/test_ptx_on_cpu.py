@@ -5,13 +5,14 @@ import math
 import operator
 import random
 import re
-import shutil
 import struct
 import subprocess
 from fractions import Fraction
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import nvcc
 import ptx_on_cpu
 import pytest
 import torch
@@ -1884,31 +1885,35 @@ BUGS = {
     "shuffle_from_one_that_ended": Bug("warp-sync", 38, "shfl", "yxn", n=40),
     "shuffle_without_oneself": Bug("warp-sync", 16, "shfl"),
 }
-NO_NVCC = pytest.mark.skipif(not shutil.which("nvcc"), reason="needs nvcc, to compile the planted mistakes")
+NO_NVCC = pytest.mark.skipif(nvcc.path() is None, reason=nvcc.MISSING)
+
+
+def compiled(source: str, arch: int, folder: Path) -> str:
+    """What nvcc makes of it, with its lines."""
+    (folder / "planted.cu").write_text(source)
+    command = [
+        nvcc.path(),
+        f"-arch=sm_{arch}",
+        "-ptx",
+        "-lineinfo",
+        "-o",
+        folder / "planted.ptx",
+        folder / "planted.cu",
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    return (folder / "planted.ptx").read_text()
 
 
 @pytest.fixture(scope="session")
 def planted(tmp_path_factory):
     """Modules and texts by architecture, compiled when they are wanted."""
-    compiled = {}
+    modules = {}
 
     def get(arch: int) -> tuple[Module, list[str]]:
-        if arch not in compiled:
-            folder = tmp_path_factory.mktemp("planted")
-            (folder / "planted.cu").write_text(PLANTED)
-            command = [
-                "nvcc",
-                f"-arch=sm_{arch}",
-                "-ptx",
-                "-lineinfo",
-                "-o",
-                folder / "planted.ptx",
-                folder / "planted.cu",
-            ]
-            subprocess.run(command, check=True, capture_output=True)
-            text = (folder / "planted.ptx").read_text()
-            compiled[arch] = Module(text), text.split("\n")
-        return compiled[arch]
+        if arch not in modules:
+            text = compiled(PLANTED, arch, tmp_path_factory.mktemp("planted"))
+            modules[arch] = Module(text), text.split("\n")
+        return modules[arch]
 
     return get
 
@@ -2368,10 +2373,9 @@ def test_what_memory_takes():
 
 
 def test_a_block_that_never_ends_is_given_up():
-    text = """
-.version 7.0
-.target sm_80
-.address_size 64
+    text = (
+        f"\n{HEAD}"
+        + """\
 .visible .entry waits(.param .u64 flag)
 {
   .reg .pred %p;
@@ -2385,6 +2389,7 @@ again:
   ret;
 }
 """
+    )
     kernel = Module(text)["waits"]
     with pytest.raises(RuntimeError, match=r"waits, PTX line 14: a block has run 1000 warp instructions"):
         kernel.launch(1, 32, [torch.zeros(4, dtype=torch.int32)], longest=1000)
@@ -2410,15 +2415,9 @@ extern "C" __global__ void copies(const int* x, int* y) { y[threadIdx.x] = x[thr
 
 @pytest.fixture(scope="module")
 def reviewed(tmp_path_factory):
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
-        pytest.skip("nvcc is not on PATH")
-    folder = tmp_path_factory.mktemp("reviewed")
-    (folder / "reviewed.cu").write_text(REVIEWED)
-    subprocess.run(
-        [nvcc, "-arch=sm_80", "-ptx", "-lineinfo", "-o", folder / "a.ptx", folder / "reviewed.cu"], check=True
-    )
-    return Module((folder / "a.ptx").read_text())
+    if nvcc.path() is None:
+        pytest.skip(nvcc.MISSING)
+    return Module(compiled(REVIEWED, 80, tmp_path_factory.mktemp("reviewed")))
 
 
 def test_the_carry_of_a_difference(reviewed):

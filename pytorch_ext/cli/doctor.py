@@ -78,7 +78,7 @@ def _implementations(op: _op.Op) -> dict[str, dict[str, Any]]:
 
 
 def _answers(op: _op.Op) -> dict[str, str]:
-    """Who answers a call on each device; for a GPU that is not here, who would; nobody where torch has no CUDA."""
+    """Who answers a call on each device; for a GPU that is not here, who would."""
     on_cpu = "cpp" if "cpu" in _load.libraries and _registered(op, "CPU") else "reference"
     if "cuda" in _load.libraries:
         on_cuda = "cuda" if _registered(op, "CUDA") else "reference"

@@ -11,6 +11,7 @@ proves and what it does not.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from . import ptx  # noqa: E402
 from .decode import Program, Unknown  # noqa: E402
 from .ptx import Malformed  # noqa: E402
 
-__all__ = ["Finding", "Kernel", "Malformed", "Memory", "Module", "Param", "Report", "Unknown"]
+__all__ = ["MAX_SHARED", "Finding", "Kernel", "Malformed", "Memory", "Module", "Param", "Report", "Unknown", "span"]
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def _added(a: dict, b: dict) -> dict:
     return result
 
 
-def _span(value) -> tuple[int, int, int]:
+def span(value) -> tuple[int, int, int]:
     """Address, bytes and itemsize of what a tensor's or array's elements span."""
     if isinstance(value, np.ndarray):
         if not value.size:
@@ -91,8 +92,6 @@ def _span(value) -> tuple[int, int, int]:
         ends = [(size - 1) * stride for size, stride in zip(value.shape, value.strides)]
         low = value.ctypes.data + sum(end for end in ends if end < 0)
         return low, value.ctypes.data + sum(end for end in ends if end > 0) + value.itemsize - low, value.itemsize
-    if value.device.type != "cpu":
-        raise TypeError(f"tensors must be on the CPU, got one on {value.device}")
     if not value.numel():
         return value.data_ptr(), 0, value.element_size()
     last = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride()))
@@ -101,6 +100,12 @@ def _span(value) -> tuple[int, int, int]:
 
 def _is_array(value) -> bool:
     return isinstance(value, np.ndarray) or (hasattr(value, "data_ptr") and hasattr(value, "stride"))
+
+
+def _span_on_cpu(value) -> tuple[int, int, int]:
+    if not isinstance(value, np.ndarray) and value.device.type != "cpu":
+        raise TypeError(f"tensors must be on the CPU, got one on {value.device}")
+    return span(value)
 
 
 def _is_writable(value) -> bool:
@@ -123,7 +128,7 @@ class Memory:
         if itemsize < 1 or (nbytes is not None and nbytes < 0):
             raise ValueError(f"nbytes and itemsize must not be negative, nor itemsize 0, got {nbytes} and {itemsize}")
         if _is_array(what):
-            address, nbytes, itemsize = _span(what)
+            address, nbytes, itemsize = _span_on_cpu(what)
             self._kept.append(what)
         elif isinstance(what, int) and nbytes is not None:
             address = what
@@ -134,7 +139,7 @@ class Memory:
 
     def _use(self, what, name: str) -> None:
         """Tracks an argument that has values, as far as it is not held yet."""
-        address, nbytes, itemsize = _span(what)
+        address, nbytes, itemsize = _span_on_cpu(what)
         if nbytes and not self._memory.holds(address, nbytes):
             self._memory.grow(address, nbytes, itemsize, name, _is_writable(what))
             self._kept.append(what)
@@ -190,7 +195,7 @@ def _dim3(name: str, value) -> tuple[int, int, int]:
 
 
 LIMITS = {"grid": (2**31 - 1, 65535, 65535), "block": (1024, 1024, 64)}
-MAX_SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}
+MAX_SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}  # bytes of a block, by architecture
 
 
 class Kernel:
@@ -289,7 +294,8 @@ class Kernel:
         if not isinstance(shared, int) or shared < 0:
             raise ValueError(f"shared must be a number of bytes, got {shared!r}")
         program, memory = self.program, memory or Memory()
-        most = MAX_SHARED.get(self.module.target.rstrip("abf"), 227 * 1024)
+        architecture = re.fullmatch(r"sm_(\d+)[af]?", self.module.target)
+        most = MAX_SHARED.get(int(architecture[1]) if architecture else 0, max(MAX_SHARED.values()))
         if program.kernel.static_shared + shared > most:
             raise ValueError(
                 f"{self.name} would take {program.kernel.static_shared + shared} bytes of shared memory, "

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -27,15 +28,16 @@ def folder(*parts: str) -> Path:
     return path
 
 
-def ninja(text: str, where: Path) -> None:
+def ninja(what: str, text: str, where: Path, targets: Sequence[Path] = (), root: Path | None = None) -> None:
+    """Makes the targets (all) of this ninja file, which is kept in `where`; its paths begin at `root` (`where`)."""
     program = Path(sys.executable).with_name("ninja")
-    command = [str(program) if program.exists() else shutil.which("ninja") or "ninja", "-C", str(where)]
+    command = [program if program.exists() else shutil.which("ninja") or "ninja", "-f", where / "build.ninja"]
     with (where / "lock").open("w") as lock:  # two test runs may start together
         fcntl.flock(lock, fcntl.LOCK_EX)
         (where / "build.ninja").write_text(text)
-        result = subprocess.run(command, capture_output=True, text=True)
+        result = subprocess.run([*command, *targets], cwd=root or where, capture_output=True, text=True)
     if result.returncode:
-        raise RuntimeError(f"building the PTX executor failed:\n{result.stdout[-4000:]}{result.stderr[-2000:]}")
+        raise RuntimeError(f"{what} cannot be built:\n{result.stdout}{result.stderr}")
 
 
 def runtime() -> ModuleType:
@@ -57,7 +59,7 @@ def runtime() -> ModuleType:
         *(f"build {path.stem}.o: compile {path}" for path in sources),
         f"build {target.name}: link {' '.join(path.stem + '.o' for path in sources)}",
     ]
-    ninja("\n".join(lines) + "\n", where)
+    ninja("the PTX executor", "\n".join(lines) + "\n", where)
     name = f"{__package__}._runtime"
     spec = importlib.util.spec_from_file_location(name, target)
     module = importlib.util.module_from_spec(spec)

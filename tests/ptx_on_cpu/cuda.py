@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import functools
 import importlib.util
-import os
 import re
 import shutil
 import subprocess
@@ -25,6 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import nvcc
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -32,7 +31,8 @@ from torch.utils._pytree import tree_iter
 
 from pytorch_ext import _op
 
-from .build import folder
+from . import Memory, Module, span
+from .build import folder, ninja
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = folder("cuda")
@@ -40,16 +40,10 @@ KEY = "PrivateUse1"
 
 
 # --- building ---------------------------------------------------------------------------------------------------------
-def nvcc() -> str | None:
-    """As setup.py looks for it."""
-    home = os.environ.get("CUDA_HOME")
-    return (home and shutil.which("nvcc", path=os.path.join(home, "bin"))) or shutil.which("nvcc")
-
-
 def unavailable() -> str | None:
     """Why this does not work here, or None."""
-    if nvcc() is None:
-        return "nvcc was found neither in CUDA_HOME nor on PATH"
+    if nvcc.path() is None:
+        return nvcc.MISSING
     if shutil.which("g++") is None or importlib.util.find_spec("ninja") is None:
         return "g++ and the Python package ninja are needed to build the CUDA library's host code"
     return None
@@ -65,7 +59,7 @@ def _ptx_path(source: Path, arch: int) -> Path:
 
 def _ninja_file(archs: set[int]) -> str:
     """How to make the library, and PTX for every arch: ninja makes anew what other sources, flags or nvcc made."""
-    compiler = nvcc()
+    compiler = nvcc.path()
     version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True).stdout
     release = re.search(r"V([\d.]+)", version)[1]
     torch_folder = Path(torch.__file__).parent
@@ -108,17 +102,8 @@ def build(arch: int) -> None:
     """Makes the library and every kernel's PTX for this architecture, where they are not up to date."""
     if reason := unavailable():
         raise RuntimeError(reason)
-    import ninja
-
-    with open(BUILD / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        (BUILD / "build.ninja").write_text(_ninja_file({80, 90, arch}))
-        jobs = str(len(os.sched_getaffinity(0)))
-        command = [os.path.join(ninja.BIN_DIR, "ninja"), "-f", BUILD / "build.ninja", "-j", jobs]
-        targets = [BUILD / "library.so", *(_ptx_path(source, arch) for source in sources())]
-        result = subprocess.run([*command, *targets], cwd=ROOT, capture_output=True, text=True)
-    if result.returncode:
-        raise RuntimeError(f"the CUDA library for the CPU cannot be built:\n{result.stdout}{result.stderr}")
+    targets = [BUILD / "library.so", *(_ptx_path(source, arch) for source in sources())]
+    ninja("the CUDA library for the CPU", _ninja_file({80, 90, arch}), BUILD, targets, ROOT)
 
 
 def plain_name(symbol: str) -> str:
@@ -142,8 +127,6 @@ def symbols(library: Path) -> dict[int, list[str]]:
 @functools.cache
 def kernels(arch: int) -> dict[str, Any]:
     """Every kernel of the library, by its plain name."""
-    from . import Module
-
     build(arch)
     found = {}
     for source in sources():
@@ -241,8 +224,6 @@ class Session:
     """One CUDA device. What ran on it is in `launches` and `report`."""
 
     def __init__(self, arch: int, memory: Any):
-        from . import Memory
-
         self.arch = arch
         self.launches: list[Launch] = []
         self.kernels = kernels(arch)
@@ -304,9 +285,8 @@ class Session:
         """Memory that holds values: all that a view spans, and as one where tensors overlap (dy may be a part of x)."""
         for tensor in tree_iter(values):
             if isinstance(tensor, Tensor) and tensor.device.type == "cpu" and tensor.numel():
-                begin, itemsize, label = tensor.data_ptr(), tensor.element_size(), name
-                span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
-                end = begin + span * itemsize
+                begin, nbytes, itemsize = span(tensor)
+                end, label = begin + nbytes, name
                 for other in [o for o in self._spans if o.begin < end and begin < o.end]:
                     self._spans.remove(other)
                     begin, end, itemsize = min(begin, other.begin), max(end, other.end), min(itemsize, other.itemsize)

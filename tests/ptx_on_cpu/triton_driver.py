@@ -31,10 +31,9 @@ from triton.backends.driver import DriverBase
 from triton.runtime import _allocation
 from triton.runtime.autotuner import Autotuner, Config
 
-from . import Memory, Module, Report
+from . import MAX_SHARED, Memory, Module, Report, span
 
 WARP = 32
-SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}  # bytes a block may have at most
 MULTIPROCESSORS = {80: 108, 90: 132, 100: 148, 120: 170}  # of an A100, H100, B200, RTX 5090
 aten = torch.ops.aten
 UNFILLED = {
@@ -126,8 +125,8 @@ class Tensors(TorchDispatchMode):
 
 def _reach(tensor: Tensor) -> tuple[int, int]:
     """Addresses from a view's first byte to behind its last."""
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
-    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
+    address, nbytes, _ = span(tensor)
+    return address, address + nbytes
 
 
 def _junk(dtype: torch.dtype):
@@ -244,8 +243,8 @@ class Turn:
 class Driver(DriverBase):
     def __init__(self, arch: int, memory: Memory, loader, backwards: bool):
         super().__init__()
-        if arch not in SHARED:
-            raise ValueError(f"arch must be one of {list(SHARED)}, got {arch!r}")
+        if arch not in MAX_SHARED:
+            raise ValueError(f"arch must be one of {list(MAX_SHARED)}, got {arch!r}")
         self.arch = arch
         self.memory = memory
         self.tensors = Tensors(memory)
@@ -337,7 +336,7 @@ class Driver(DriverBase):
 
     def get_device_properties(self, device) -> dict[str, int]:
         return {
-            "max_shared_mem": SHARED[self.arch],
+            "max_shared_mem": MAX_SHARED[self.arch],
             "max_num_regs": 65536,
             "multiprocessor_count": MULTIPROCESSORS[self.arch],
             "warpSize": WARP,

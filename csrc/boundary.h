@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "launch.h"
+#include "convolution.h"
 
 #ifdef LIGHTKERNELS_CUDA
 #ifndef LIGHTKERNELS_DISPATCH_KEY  // tests/ptx_on_cpu/cuda.py names another, so that CPU tensors can be sent there
@@ -104,6 +104,24 @@ inline DType dtype_of(const char* op, const View& v) {
   if (v.dtype == aoti_torch_dtype_float16()) return DType::kFloat16;
   if (v.dtype == aoti_torch_dtype_bfloat16()) return DType::kBFloat16;
   fail(op, ": dtype must be float32, float64, float16 or bfloat16, got ", dtype_name(v));
+}
+
+inline Activation activation_of(const char* op, const std::string& name) {
+  const std::pair<const char*, Activation> names[] = {
+      {"none", Activation::kNone},           {"relu", Activation::kRelu},
+      {"relu6", Activation::kRelu6},         {"silu", Activation::kSilu},
+      {"hardswish", Activation::kHardswish}, {"hardsigmoid", Activation::kHardsigmoid},
+      {"sigmoid", Activation::kSigmoid},     {"tanh", Activation::kTanh},
+      {"gelu", Activation::kGelu},           {"gelu_tanh", Activation::kGeluTanh},
+      {"leaky_relu", Activation::kLeakyRelu}, {"elu", Activation::kElu},
+      {"prelu", Activation::kPrelu},
+  };
+  std::string known;
+  for (const auto& [known_name, activation] : names) {
+    if (name == known_name) return activation;
+    known += (known.empty() ? "" : ", ") + std::string(known_name);
+  }
+  fail(op, ": activation must be one of ", known, ", got '", name, "'");
 }
 
 // torch's rule (c10/core/MemoryFormat.h) for 4-D tensors: are the strides ordered n > h > w > c?

@@ -3,16 +3,9 @@
 
 #include <cstdint>
 
-#include "launch.h"
+#include "convolution.h"
 
 namespace lightkernels {
-
-enum class Activation : int32_t { kNone, kRelu, kRelu6, kSilu, kHardswish };
-
-// Strides of a [n, c, h, w] tensor in elements; any values, 0 included.
-struct Strides4 {
-  int64_t n, c, h, w;
-};
 
 // One set of roles for all three kernels; what each writes is said at its prototype.
 // n, c, kh, kw, oh and ow are positive (ih and iw may be 0 where padding makes up for it), shapes agree, and padding

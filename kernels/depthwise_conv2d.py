@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..ops.depthwise_conv2d import _backward_input_fake, _backward_weight_fake, _forward_fake, both
+from .epilogue import activate
 
 INTERPRETED = triton.knobs.runtime.interpret
 
@@ -32,20 +33,6 @@ def _tile(index, c, h, w, WIDE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_H: tl
     index = index // rows
     k = index % channels * BLOCK_C + tl.arange(0, BLOCK_C)
     return index // channels, k[:, None], i[None, :], j[None, :]
-
-
-@triton.jit
-def _activate(z, ACTIVATION: tl.constexpr):
-    if ACTIVATION == "relu":
-        z = tl.where(z < 0, 0.0, z)  # unlike maximum, keeps NaN
-    elif ACTIVATION == "relu6":
-        z = tl.where(z < 0, 0.0, tl.where(z > 6, 6.0, z))
-    elif ACTIVATION == "silu":
-        z = z / (1 + tl.exp(-z))
-    elif ACTIVATION == "hardswish":
-        shifted = z + 3
-        z = z * tl.where(shifted < 0, 0.0, tl.where(shifted > 6, 6.0, shifted)) / 6
-    return z
 
 
 # traffic: l2 2.03, loads 6.52, stores 1.00, shared 1.00 (tests/test_gpu_traffic.py)
@@ -77,7 +64,7 @@ def forward_kernel(
             inside = (k < c) & row_inside & (column >= 0) & (column < iw)
             value = tl.load(x + row * x_h + column * x_w, inside, 0)
             z += tl.load(weight + u * weight_h + v * weight_w, k < c, 0).to(SUM) * value.to(SUM)
-    z = _activate(z, ACTIVATION)
+    z = activate(z, 0.0, 0.0, ACTIVATION)
     y += n * y_n + k * y_c + i * y_h + j * y_w
     tl.store(y, z.to(y.dtype.element_ty), (k < c) & (i < oh) & (j < ow))
 

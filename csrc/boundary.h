@@ -108,12 +108,18 @@ inline DType dtype_of(const char* op, const View& v) {
 
 inline Activation activation_of(const char* op, const std::string& name) {
   const std::pair<const char*, Activation> names[] = {
-      {"none", Activation::kNone},           {"relu", Activation::kRelu},
-      {"relu6", Activation::kRelu6},         {"silu", Activation::kSilu},
-      {"hardswish", Activation::kHardswish}, {"hardsigmoid", Activation::kHardsigmoid},
-      {"sigmoid", Activation::kSigmoid},     {"tanh", Activation::kTanh},
-      {"gelu", Activation::kGelu},           {"gelu_tanh", Activation::kGeluTanh},
-      {"leaky_relu", Activation::kLeakyRelu}, {"elu", Activation::kElu},
+      {"none", Activation::kNone},
+      {"relu", Activation::kRelu},
+      {"relu6", Activation::kRelu6},
+      {"silu", Activation::kSilu},
+      {"hardswish", Activation::kHardswish},
+      {"hardsigmoid", Activation::kHardsigmoid},
+      {"sigmoid", Activation::kSigmoid},
+      {"tanh", Activation::kTanh},
+      {"gelu", Activation::kGelu},
+      {"gelu_tanh", Activation::kGeluTanh},
+      {"leaky_relu", Activation::kLeakyRelu},
+      {"elu", Activation::kElu},
       {"prelu", Activation::kPrelu},
   };
   std::string known;

@@ -1,9 +1,24 @@
 """lightkernels: fast kernels for lightweight vision networks, as drop-in torch ops."""
 
 from . import nn
+from ._epilogue import ACTIVATIONS as _ACTIVATIONS
 from ._op import use
 from .nn import restore, swap
 from .ops.depthwise_conv2d import depthwise_conv1d, depthwise_conv2d
+from .ops.dilated_conv2d import dilated_conv1d, dilated_conv2d
+from .ops.pointwise_conv2d import pointwise_conv2d
 
 __version__ = "0.1.0"
-__all__ = ["depthwise_conv1d", "depthwise_conv2d", "nn", "restore", "swap", "use"]
+ACTIVATIONS = tuple(_ACTIVATIONS)  # the names that `activation=` may have
+__all__ = [
+    "ACTIVATIONS",
+    "depthwise_conv1d",
+    "depthwise_conv2d",
+    "dilated_conv1d",
+    "dilated_conv2d",
+    "nn",
+    "pointwise_conv2d",
+    "restore",
+    "swap",
+    "use",
+]

@@ -110,6 +110,15 @@ def preactivation(sums: Tensor, bias: Tensor | None, e: Epilogue) -> Tensor:
     return z + e.residual if e.residual is not None and e.residual_first else z
 
 
+def derivative_from_output(activation: str, dy: Tensor, y: Tensor) -> Tensor:
+    """The same as `derivative`, from y = act(z), for "none" and FROM_OUTPUT."""
+    if activation == "sigmoid":
+        return torch.ops.aten.sigmoid_backward(dy, y)
+    if activation == "tanh":
+        return torch.ops.aten.tanh_backward(dy, y)
+    return derivative(activation, 0.0, None, dy, y)
+
+
 def derivative(activation: str, alpha: float, slope: Tensor | None, dy: Tensor, z: Tensor) -> Tensor:
     """dy * act'(z) in plain torch, itself differentiable in dy and z."""
     aten = torch.ops.aten
@@ -122,7 +131,7 @@ def derivative(activation: str, alpha: float, slope: Tensor | None, dy: Tensor, 
     if activation == "hardswish":
         return aten.hardswish_backward(dy, z)
     if activation == "hardsigmoid":
-        return aten.hardsigmoid_backward(dy, z)
+        return torch.where((z > -3) & (z < 3), dy / 6, 0)  # aten.hardsigmoid_backward has no derivative of its own
     if activation == "gelu":
         return aten.gelu_backward(dy, z)
     if activation == "gelu_tanh":

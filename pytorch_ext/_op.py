@@ -64,21 +64,14 @@ def register(
     `flops` takes the op's arguments, shapes in place of tensors, and `out_shape`, as register_flop_formula says.
     """
     op = Op(schema.split("(")[0], reference.__module__.rsplit(".", 1)[-1], reference, flops)
+    _define(op, schema, fake)
     qualified = f"{NAMESPACE}::{op.name}"
-    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(op.name, reference, "CompositeExplicitAutograd")
-    if "cuda" not in _load.libraries and triton_missing() is None and torch.cuda.is_available():
-        _library.impl(op.name, op.triton, "CUDA")
-    torch.library.register_fake(qualified, fake, lib=_library)
     torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_library)
     torch.library.register_vmap(qualified, vmap, lib=_library)
     overload = getattr(getattr(torch.ops, NAMESPACE), op.name).default
     if autocast:
         for device in ("CPU", "CUDA"):
             _library.impl(op.name, _autocast(overload, device), f"Autocast{device}")
-    OPS[op.name] = op
-    if counter := sys.modules.get(_FLOP_COUNTER):
-        _count(op, counter)
     transformable: Any = type(
         op.name,
         (torch.autograd.Function,),
@@ -107,6 +100,35 @@ def register(
             return overload(*args)
 
     return call
+
+
+def _define(op: Op, schema: str, fake: Callable) -> None:
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(op.name, op.reference, "CompositeExplicitAutograd")
+    if "cuda" not in _load.libraries and triton_missing() is None and torch.cuda.is_available():
+        _library.impl(op.name, op.triton, "CUDA")
+    torch.library.register_fake(f"{NAMESPACE}::{op.name}", fake, lib=_library)
+    OPS[op.name] = op
+    if counter := sys.modules.get(_FLOP_COUNTER):
+        _count(op, counter)
+
+
+def register_out(schema: str, *, reference: Callable, fake: Callable, flops: Callable):
+    """Defines an op that writes its last argument, `out`, and has no derivative; returns a function that calls it."""
+    op = Op(schema.split("(")[0], reference.__module__.rsplit(".", 1)[-1], reference, flops)
+    _define(op, schema, fake)
+    return getattr(getattr(torch.ops, NAMESPACE), op.name).default
+
+
+def register_pack(schema: str):
+    """Defines an op that brings a weight into the order that this machine's kernels read, as opaque bytes.
+
+    Only a compiled library has such an order: everywhere else, there is nothing to pack, and no bytes come back.
+    """
+    name = schema.split("(")[0]
+    _library.define(schema)
+    _library.impl(name, lambda x, *_: x.new_empty(0, dtype=torch.uint8), "CompositeExplicitAutograd")
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
 def _autocast(overload, device: str) -> Callable:

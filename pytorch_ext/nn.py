@@ -18,7 +18,8 @@ from torch.autograd import forward_ad
 from torch.nn.modules.conv import _ConvNd
 
 from . import _op
-from .ops.depthwise_conv2d import ACTIVATIONS, _padding4, depthwise_conv1d, depthwise_conv2d, same_padding
+from ._geometry import padding4, same_padding
+from .ops.depthwise_conv2d import ACTIVATIONS, depthwise_conv1d, depthwise_conv2d
 
 __all__ = ["DepthwiseConv1d", "DepthwiseConv2d", "SwapReport", "restore", "swap"]
 
@@ -244,7 +245,7 @@ class DepthwiseConv2d(_Depthwise, nn.Conv2d):
         stride, dilation = _op.pair(self.stride, "stride"), _op.pair(self.dilation, "dilation")
         if self.padding == "same" and stride != (1, 1):
             return stride, None, dilation
-        return stride, _padding4(self.padding, weight, weight, stride, dilation), dilation
+        return stride, padding4(self.padding, weight, weight, stride, dilation), dilation
 
 
 class DepthwiseConv1d(_Depthwise, nn.Conv1d):
@@ -292,7 +293,7 @@ class DepthwiseConv1d(_Depthwise, nn.Conv1d):
             if len(sides) != 2:
                 raise ValueError(f"padding must be an int, (left, right), 'same' or 'valid', got {padding!r}")
             padding = (0, 0, *sides)
-        return stride, _padding4(padding, weight, weight, stride, dilation), dilation
+        return stride, padding4(padding, weight, weight, stride, dilation), dilation
 
 
 def _single(value):

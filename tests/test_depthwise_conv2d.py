@@ -26,7 +26,7 @@ from torch.utils import flop_counter
 
 import pytorch_ext
 from pytorch_ext import _load, depthwise_conv1d, depthwise_conv2d
-from pytorch_ext.ops.depthwise_conv2d import same_padding
+from pytorch_ext._geometry import same_padding
 
 ROOT = Path(__file__).resolve().parent.parent
 OPS = torch.ops.pytorch_ext

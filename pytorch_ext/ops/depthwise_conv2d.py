@@ -6,57 +6,25 @@ y[n, c, i, j] = act(b[c] + sum_{u, v} w[c, 0, u, v] * x[n, c // m, i*s_h + u*d_h
 from __future__ import annotations
 
 from math import prod
-from typing import Any, SupportsFloat
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import _op
+from .. import _geometry, _op
+from .._geometry import empty, join_batch, join_channels, output_size, pad, padding4, plain
 from .._op import memory_format_of, pair
 
 ACTIVATIONS = {"none": lambda z: z, "relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": F.hardswish}
 
-GEOMETRY = "SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation"
-
 
 # --- shapes and checks (also the fake kernels) ------------------------------------------------------------------------
 def _check(op: str, x: Tensor, weight: Tensor, stride, padding, dilation) -> None:
-    """What every one of the three kernels asks of its arguments; csrc/depthwise_conv2d.cpp asks the same."""
-    if len(padding) != 4:
-        raise RuntimeError(f"{op}: padding must be (top, bottom, left, right), got {list(padding)}")
+    """What every one of the kernels asks of its arguments; csrc/depthwise_conv2d.cpp asks the same."""
     if weight.dim() != 4 or weight.shape[1] != 1:
         raise RuntimeError(f"{op}: weight must have shape [c, 1, kh, kw], got {list(weight.shape)}")
-    if x.dtype != weight.dtype:
-        raise RuntimeError(f"{op}: tensors must share one dtype, got {x.dtype} and {weight.dtype}")
-    if x.device != weight.device:
-        raise RuntimeError(f"{op}: tensors must be on one device, got {x.device} and {weight.device}")
-    if x.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
-        raise RuntimeError(f"{op}: dtype must be float32, float64, float16 or bfloat16, got {x.dtype}")
-    for name, value in (("stride", stride), ("dilation", dilation)):
-        if len(value) != 2 or min(value) < 1:
-            raise RuntimeError(f"{op}: {name} must be two positive ints, got {list(value)}")
-    for name, value in (("stride", stride), ("dilation", dilation), ("padding", padding)):
-        if any(type(v) is int and abs(v) > 2**31 - 1 for v in value):  # symbolic ones are sizes, and guard nothing
-            raise RuntimeError(f"{op}: {name} must not exceed {2**31 - 1}, got {list(value)}")
-
-
-def output_size(op: str, input_size, kernel_size, stride, padding, dilation) -> tuple[int, int]:
-    """Rows and columns of y for (ih, iw); padding is (top, bottom, left, right)."""
-    size = []
-    for axis, name in enumerate(("height", "width")):
-        padded = input_size[axis] + padding[2 * axis] + padding[2 * axis + 1]
-        span = dilation[axis] * (kernel_size[axis] - 1) + 1
-        if kernel_size[axis] < 1 or padded < span:
-            raise RuntimeError(
-                f"{op}: the padded input's {name} is {padded}, but the kernel spans {span}; the output would be empty"
-            )
-        size.append((padded - span) // stride[axis] + 1)
-    return size[0], size[1]
-
-
-def _empty(like: Tensor, shape) -> Tensor:
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format_of(like))
+    _geometry.check_tensors(op, x, weight)
+    _geometry.check(op, stride, padding, dilation)
 
 
 def _forward_fake(x, weight, bias, stride, padding, dilation, activation):
@@ -77,7 +45,7 @@ def _forward_fake(x, weight, bias, stride, padding, dilation, activation):
     if activation not in ACTIVATIONS:
         raise RuntimeError(f"{op}: activation must be one of {list(ACTIVATIONS)}, got '{activation}'")
     oh, ow = output_size(op, (ih, iw), weight.shape[2:], stride, padding, dilation)
-    return _empty(x, (n, out_channels, oh, ow))
+    return empty(x, (n, out_channels, oh, ow))
 
 
 def _backward_input_fake(dy, weight, ih, iw, channels, stride, padding, dilation):
@@ -93,7 +61,7 @@ def _backward_input_fake(dy, weight, ih, iw, channels, stride, padding, dilation
     expected = output_size(op, (ih, iw), weight.shape[2:], stride, padding, dilation)
     if tuple(dy.shape[2:]) != expected:
         raise RuntimeError(f"{op}: dy must be {list(expected)} in its last dimensions, got {list(dy.shape[2:])}")
-    return _empty(dy, (dy.shape[0], channels, ih, iw))
+    return empty(dy, (dy.shape[0], channels, ih, iw))
 
 
 def _backward_weight_fake(dy, x, kh, kw, stride, padding, dilation):
@@ -126,25 +94,12 @@ def both(backward_input, backward_weight):
 
 
 # --- reference --------------------------------------------------------------------------------------------------------
-def _plain(t: Tensor | None) -> Tensor | None:
-    """What torch's convolutions on CPU get right: float16 ones round more than once, and [n, 1, h, w] with the strides
-    of channels_last leaves pixels of y unwritten (torch 2.13, 8x8 kernel, stride (1, 2), 9x9 image)."""
-    if t is not None and t.dtype in (torch.float16, torch.bfloat16):
-        t = t.float()
-    return t.reshape(-1).view(t.shape) if t is not None and t.dim() == 4 and t.shape[1] == 1 else t
-
-
-def _pad(x: Tensor, padding) -> Tensor:
-    top, bottom, left, right = padding
-    return F.pad(x, (left, right, top, bottom)) if any(padding) else x
-
-
 def _forward_reference(x, weight, bias, stride, padding, dilation, activation):
     y = _forward_fake(x, weight, bias, stride, padding, dilation, activation)
     if y.numel() == 0:
         return y
-    x, weight, bias = _plain(x), _plain(weight), _plain(bias)
-    z = F.conv2d(_pad(x, padding), weight, bias, stride, 0, dilation, groups=x.shape[1])
+    x, weight, bias = plain(x), plain(weight), plain(bias)
+    z = F.conv2d(pad(x, padding), weight, bias, stride, 0, dilation, groups=x.shape[1])
     return y.copy_(ACTIVATIONS[activation](z))
 
 
@@ -159,7 +114,7 @@ def _backward_input_reference(dy, weight, ih, iw, channels, stride, padding, dil
     if dy.numel() == 0:
         return dx.zero_()
     top, bottom, left, right = padding
-    dy, weight = _plain(dy), _plain(weight)
+    dy, weight = plain(dy), plain(weight)
     xp = dy.new_empty(()).expand(dy.shape[0], channels, ih + top + bottom, iw + left + right)
     dxp = _convolution_backward(dy, xp, weight, stride, dilation, [True, False, False])[0]
     return dx.copy_(F.pad(dxp, (-left, -right, -top, -bottom)))
@@ -169,8 +124,8 @@ def _backward_weight_reference(dy, x, kh, kw, stride, padding, dilation):
     dweight, dbias = _backward_weight_fake(dy, x, kh, kw, stride, padding, dilation)
     if dy.numel() == 0:
         return dweight.zero_(), dbias.zero_()
-    dy, x = _plain(dy), _plain(x)
-    dw = _convolution_backward(dy, _pad(x, padding), _plain(dweight), stride, dilation, [False, True, False])[1]
+    dy, x = plain(dy), plain(x)
+    dw = _convolution_backward(dy, pad(x, padding), plain(dweight), stride, dilation, [False, True, False])[1]
     return dweight.copy_(dw), dbias.copy_(dy.sum((0, 2, 3)))
 
 
@@ -253,40 +208,28 @@ def _backward_backward(ctx, g, g_weight, g_bias):
 
 
 # --- vmap: the batch joins n where the weight is shared, and the channels where each has its own ----------------------
-def _join_channels(t: Tensor, d: int | None, batch: int) -> Tensor:
-    """[n, c, h, w] (batched along d, or shared) to [n, batch * c, h, w]."""
-    t = t.movedim(d, 1) if d is not None else t.unsqueeze(1).expand(-1, batch, *([-1] * (t.dim() - 1)))
-    return t.flatten(1, 2)
-
-
-def _join_batch(t: Tensor, d: int | None, batch: int) -> Tensor:
-    """[k, ...] (batched along d, or shared) to [batch * k, ...]."""
-    t = t.movedim(d, 0) if d is not None else t.unsqueeze(0).expand(batch, *([-1] * t.dim()))
-    return t.flatten(0, 1)
-
-
 def _forward_vmap(info, in_dims, x, weight, bias, *rest):
     dx, dw, db, b = in_dims[0], in_dims[1], in_dims[2], info.batch_size
     if dw is None and db is None:
-        y = forward(_join_batch(x, dx, b), weight, bias, *rest)
+        y = forward(join_batch(x, dx, b), weight, bias, *rest)
         return y.unflatten(0, (b, -1)), 0
-    bias = None if bias is None else _join_batch(bias, db, b)
-    y = forward(_join_channels(x, dx, b), _join_batch(weight, dw, b), bias, *rest)
+    bias = None if bias is None else join_batch(bias, db, b)
+    y = forward(join_channels(x, dx, b), join_batch(weight, dw, b), bias, *rest)
     return y.unflatten(1, (b, -1)), 1
 
 
 def _backward_input_vmap(info, in_dims, dy, weight, ih, iw, channels, *rest):
     b = info.batch_size
     if in_dims[1] is None:
-        dx = backward_input(_join_batch(dy, in_dims[0], b), weight, ih, iw, channels, *rest)
+        dx = backward_input(join_batch(dy, in_dims[0], b), weight, ih, iw, channels, *rest)
         return dx.unflatten(0, (b, -1)), 0
-    dy, weight = _join_channels(dy, in_dims[0], b), _join_batch(weight, in_dims[1], b)
+    dy, weight = join_channels(dy, in_dims[0], b), join_batch(weight, in_dims[1], b)
     return backward_input(dy, weight, ih, iw, channels * b, *rest).unflatten(1, (b, -1)), 1
 
 
 def _backward_weight_vmap(info, in_dims, dy, x, *rest):
     b = info.batch_size
-    dw, db = backward_weight(_join_channels(dy, in_dims[0], b), _join_channels(x, in_dims[1], b), *rest)
+    dw, db = backward_weight(join_channels(dy, in_dims[0], b), join_channels(x, in_dims[1], b), *rest)
     return (dw.unflatten(0, (b, -1)), db.unflatten(0, (b, -1))), (0, 0)
 
 
@@ -318,7 +261,7 @@ def _backward_flops(dy, x, weight, *_, out_shape):
 
 # --- registration -----------------------------------------------------------------------------------------------------
 forward = _op.register(
-    f"depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, {GEOMETRY}, str activation) -> Tensor",
+    f"depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, {_geometry.SCHEMA}, str activation) -> Tensor",
     reference=_forward_reference,
     fake=_forward_fake,
     setup_context=_forward_setup,
@@ -329,7 +272,7 @@ forward = _op.register(
 )
 backward_input = _op.register(
     "depthwise_conv2d_backward_input(Tensor dy, Tensor weight, SymInt ih, SymInt iw, SymInt channels, "
-    f"{GEOMETRY}) -> Tensor",
+    f"{_geometry.SCHEMA}) -> Tensor",
     reference=_backward_input_reference,
     fake=_backward_input_fake,
     setup_context=_backward_input_setup,
@@ -338,7 +281,7 @@ backward_input = _op.register(
     flops=_backward_input_flops,
 )
 backward_weight = _op.register(
-    f"depthwise_conv2d_backward_weight(Tensor dy, Tensor x, SymInt kh, SymInt kw, {GEOMETRY}) "
+    f"depthwise_conv2d_backward_weight(Tensor dy, Tensor x, SymInt kh, SymInt kw, {_geometry.SCHEMA}) "
     "-> (Tensor dweight, Tensor dbias)",
     reference=_backward_weight_reference,
     fake=_backward_weight_fake,
@@ -349,7 +292,7 @@ backward_weight = _op.register(
 )
 
 backward = _op.register(
-    f"depthwise_conv2d_backward(Tensor dy, Tensor x, Tensor weight, {GEOMETRY}) "
+    f"depthwise_conv2d_backward(Tensor dy, Tensor x, Tensor weight, {_geometry.SCHEMA}) "
     "-> (Tensor dx, Tensor dweight, Tensor dbias)",
     reference=both(_backward_input_reference, _backward_weight_reference),
     fake=both(_backward_input_fake, _backward_weight_fake),
@@ -361,45 +304,6 @@ backward = _op.register(
 
 
 # --- public functions -------------------------------------------------------------------------------------------------
-def same_padding(input_size, kernel_size, stride, dilation) -> tuple[int, int, int, int]:
-    """TensorFlow's SAME padding as (top, bottom, left, right): ceil(in / s) outputs, the odd pixel bottom and right."""
-    sides = []
-    for size, k, s, d in zip(input_size, kernel_size, stride, dilation, strict=True):
-        size, k = (int(n) if isinstance(n, Tensor) else n for n in (size, k))  # torch.jit.trace gives tensors for sizes
-        total = max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
-        sides += [total // 2, total - total // 2]
-    return tuple(sides)
-
-
-def _padding4(padding: Any, x: Tensor, weight: Tensor, stride, dilation) -> tuple[int, int, int, int]:
-    sides: tuple[Any, ...]
-    if type(padding) is int:
-        sides = (padding,) * 4
-    elif isinstance(padding, str) and padding == "same":
-        return same_padding(x.shape[-2:], weight.shape[-2:], stride, dilation)
-    elif isinstance(padding, str) and padding == "valid":
-        return 0, 0, 0, 0
-    elif not isinstance(padding, (tuple, list, SupportsFloat)) or (
-        isinstance(padding, (tuple, list)) and len(padding) not in (1, 2, 4)
-    ):
-        raise ValueError(
-            f"padding must be an int, (height, width), (top, bottom, left, right), 'same' or 'valid', got {padding!r}"
-        )
-    else:
-        try:
-            sides = tuple(_op.whole(side) for side in (padding if isinstance(padding, (tuple, list)) else (padding,)))
-        except TypeError:
-            raise TypeError(f"padding must hold ints, got {padding!r}") from None
-        if len(sides) == 2:
-            sides = (sides[0], sides[0], sides[1], sides[1])
-        elif len(sides) == 1:
-            sides *= 4
-    for side in sides:
-        if side < 0:
-            raise ValueError(f"padding must not be negative, got {padding!r}")
-    return sides
-
-
 def depthwise_conv2d(
     x: Tensor,
     weight: Tensor,
@@ -448,7 +352,7 @@ def depthwise_conv2d(
         x = x.unsqueeze(0)
     elif dim != 4:
         raise ValueError(f"x must have shape [n, c, h, w] or [c, h, w], got {list(x.shape)}")
-    y = forward(x, weight, bias, stride, _padding4(padding, x, weight, stride, dilation), dilation, activation)
+    y = forward(x, weight, bias, stride, padding4(padding, x, weight, stride, dilation), dilation, activation)
     return y.squeeze(0) if dim == 3 else y
 
 
@@ -474,23 +378,6 @@ def depthwise_conv1d(
 
     Raises: as :func:`depthwise_conv2d`.
     """
-    for name, value in (("stride", stride), ("dilation", dilation)):
-        if not isinstance(value, (int, torch.SymInt)):
-            raise TypeError(f"{name} must be an int, got {value!r}")
-    if not isinstance(x, Tensor) or not isinstance(weight, Tensor):
-        raise TypeError(f"x and weight must be tensors, got {type(x).__name__} and {type(weight).__name__}")
-    if x.dim() not in (2, 3):
-        raise ValueError(f"x must have shape [n, c, length] or [c, length], got {list(x.shape)}")
-    if weight.dim() != 3:
-        raise ValueError(f"weight must have shape [c, 1, k], got {list(weight.shape)}")
-    sides: int | tuple[int, int, int, int] | str
-    if isinstance(padding, int):
-        sides = (0, 0, padding, padding)
-    elif isinstance(padding, (tuple, list)) and len(padding) == 2:
-        sides = (0, 0, *padding)
-    elif padding in ("same", "valid"):
-        sides = padding
-    else:
-        raise ValueError(f"padding must be an int, (left, right), 'same' or 'valid', got {padding!r}")
-    y = depthwise_conv2d(x.unsqueeze(-2), weight.unsqueeze(-2), bias, (1, stride), sides, (1, dilation), activation)
+    x, weight, stride2, padding2, dilation2 = _geometry.on_one_row(x, weight, stride, padding, dilation, "[c, 1, k]")
+    y = depthwise_conv2d(x, weight, bias, stride2, padding2, dilation2, activation)
     return y.squeeze(-2)

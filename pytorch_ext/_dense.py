@@ -1,0 +1,99 @@
+"""What pointwise_conv2d and dilated_conv2d share: checks, reference, and the way back through the epilogue."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import _epilogue, _geometry
+from ._epilogue import Epilogue, channelwise
+from ._geometry import empty, output_size, pad, plain
+
+
+def check(op: str, x: Tensor, weight: Tensor, stride, padding, dilation, groups, name: str = "x") -> None:
+    """What every kernel asks of its arguments; csrc/dense_boundary.h asks the same. x has weight's input channels."""
+    if x.dim() != 4:
+        raise RuntimeError(f"{op}: {name} must have shape [n, c, h, w], got {list(x.shape)}")
+    if weight.dim() != 4:
+        raise RuntimeError(f"{op}: weight must have shape [co, ci / groups, kh, kw], got {list(weight.shape)}")
+    if groups < 1 or weight.shape[0] < 1 or weight.shape[0] % groups:
+        raise RuntimeError(f"{op}: groups must divide weight's {weight.shape[0]} output channels, got {groups}")
+    if weight.shape[1] < 1 or x.shape[1] != weight.shape[1] * groups:
+        raise RuntimeError(
+            f"{op}: {name} must have groups * weight.shape[1] = {groups * weight.shape[1]} channels, got {x.shape[1]}"
+        )
+    _geometry.check_tensors(op, x, weight)
+    _geometry.check(op, stride, padding, dilation)
+
+
+def forward_fake(op: str, x, weight, bias, stride, padding, dilation, groups, e: Epilogue) -> Tensor:
+    check(op, x, weight, stride, padding, dilation, groups)
+    size = output_size(op, x.shape[2:], weight.shape[2:], stride, padding, dilation)
+    shape = (x.shape[0], weight.shape[0], *size)
+    _epilogue.check(op, e, bias, x, shape)
+    return empty(x, shape)
+
+
+def forward_reference(y: Tensor, x, weight, bias, stride, padding, dilation, groups, e: Epilogue) -> Tensor:
+    """Into y, which forward_fake made."""
+    if y.numel() == 0:
+        return y
+    wide = [None if t is None else plain(t) for t in (x, weight, bias, e.slope, e.scale, e.residual, e.gate)]
+    x, weight, bias, slope, scale, residual, gate = wide
+    sums = F.conv2d(pad(x, padding), weight, None, stride, 0, dilation, groups)
+    e = e._replace(slope=slope, scale=scale, residual=residual, gate=gate)
+    return y.copy_(_epilogue.apply(sums, bias, e))
+
+
+def forward_flops(x, weight, *_, out_shape):
+    return 2 * prod(out_shape) * prod(weight[1:])
+
+
+def out_flops(x, weight, *rest, out_shape):
+    return 2 * prod(rest[-1]) * prod(weight[1:])
+
+
+def dy_behind_epilogue(dy: Tensor, y: Tensor | None, bias, e: Epilogue, sums, needs) -> tuple:
+    """(gradient of the sums with scale and bias done, i.e. of z; of the sums; of slope, scale, residual, gate).
+
+    y is what `kept` kept; else `sums()` computes the convolution anew. `needs` says which of
+    (slope, scale, residual, gate) are asked for.
+    """
+    need_slope, need_scale, need_residual, need_gate = needs
+    d_slope = d_scale = d_residual = d_gate = None
+    if e == Epilogue():
+        return dy, dy, None, None, None, None
+    if y is not None:
+        dz = _epilogue.derivative_from_output(e.activation, dy, y)
+        return dz, dz, None, None, dz if need_residual else None, None
+    s = sums()
+    z = _epilogue.preactivation(s, bias, e)
+    if e.gate is not None:
+        if need_gate:
+            a = _epilogue.apply(s, bias, e._replace(gate=None))
+            d_gate = (dy * a).sum((2, 3))
+        dy = dy * channelwise(e.gate, dy)
+    if need_residual and not e.residual_first:
+        d_residual = dy
+    dz = _epilogue.derivative(e.activation, e.alpha, e.slope, dy, z)
+    if need_slope and e.slope is not None:
+        each = torch.where(z > 0, 0, dy * z)
+        d_slope = each.sum((0, 2, 3)) if e.slope.numel() == dy.shape[1] else each.sum().view(1)
+    if need_residual and e.residual_first:
+        d_residual = dz
+    if need_scale:
+        d_scale = (dz * s).sum((0, 2, 3))
+    return dz, dz if e.scale is None else dz * channelwise(e.scale, dz), d_slope, d_scale, d_residual, d_gate
+
+
+def kept(y: Tensor, e: Epilogue) -> Tensor | None:
+    """The op's output where it alone tells the derivative, so that nothing is computed anew."""
+    return y if e != Epilogue() and _shows_in_output(e) else None
+
+
+def _shows_in_output(e: Epilogue) -> bool:
+    behind = e.gate is not None or (e.residual is not None and not e.residual_first)
+    return e.activation in ("none", *_epilogue.FROM_OUTPUT) and e.scale is None and not behind

@@ -30,7 +30,9 @@ def assert_exact(y: Tensor, expected: Tensor) -> None:
         raise AssertionError(f"{int(wrong.sum())} of {y.numel()} differ, first at {at}: {y[at]} for {expected[at]}")
 
 
-def assert_linear(y: Tensor, y64: Tensor, magnitude: Tensor, terms: int, lipschitz: float = 1.0) -> None:
+def assert_linear(
+    y: Tensor, y64: Tensor, magnitude: Tensor, terms: int, lipschitz: float = 1.0, besides: Tensor | float = 0.0
+) -> None:
     """Bound 2: |y - y64| <= (eps_out + terms * eps_sum) * magnitude.
 
     Args:
@@ -38,6 +40,7 @@ def assert_linear(y: Tensor, y64: Tensor, magnitude: Tensor, terms: int, lipschi
         magnitude: the op on their absolute values in float64.
         terms: products in the longest sum.
         lipschitz: of a function applied to the sum; not 1 also grants that function 4 units in the last place.
+        besides: what each element may be off besides, where the sums are no plain sums of products (Winograd).
 
     machine eps is twice the unit roundoff: the other half is for the float64 reference, when y is float64 too.
     """
@@ -45,7 +48,7 @@ def assert_linear(y: Tensor, y64: Tensor, magnitude: Tensor, terms: int, lipschi
     allowed = lipschitz * (info.eps + terms * eps_sum(y.dtype)) * magnitude
     if lipschitz != 1.0:
         allowed = allowed + 4 * info.eps * y64.abs()
-    _within(y, y64, allowed + info.smallest_normal * info.eps)  # the last: half of the smallest subnormals' spacing
+    _within(y, y64, allowed + besides + info.smallest_normal * info.eps)  # the last: half the spacing of subnormals
 
 
 def assert_nonlinear(y: Tensor, y64: Tensor, torchs: Tensor, ulps: float = 4.0) -> None:

@@ -5,20 +5,29 @@ The tests judge whatever answers for the CPU here: the compiled library, or the 
 
 import contextlib
 import csv
-import ctypes
 import gc
 import itertools
-import mmap
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from bounds import assert_exact, assert_linear, assert_nonlinear
+from convolution import (
+    DTYPES,
+    LAYOUTS,
+    Geometry,
+    assert_format,
+    assert_names,
+    at_an_end,
+    compiled,
+    lay,
+    memory_available,
+    pad,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -36,36 +45,9 @@ BACKWARD_INPUT = OPS.depthwise_conv2d_backward_input.default
 BACKWARD_WEIGHT = OPS.depthwise_conv2d_backward_weight.default
 ACTIVATIONS = {"none": lambda z: z, "relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": F.hardswish}
 LIPSCHITZ = {"none": 1.0, "relu": 1.0, "relu6": 1.0, "silu": 1.1, "hardswish": 1.5}
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-compiled = pytest.mark.skipif("cpu" not in _load.libraries, reason=f"compiled CPU library {_load.reasons.get('cpu')}")
 
 
 # --- the formula, in float64 ------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Geometry:
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)  # top, bottom, left, right
-    dilation: tuple[int, int] = (1, 1)
-
-    def __iter__(self):
-        return iter((self.stride, self.padding, self.dilation))
-
-    def output(self, ih, iw, kh, kw):
-        (sh, sw), (t, b, left, r), (dh, dw) = self
-        return (ih + t + b - dh * (kh - 1) - 1) // sh + 1, (iw + left + r - dw * (kw - 1) - 1) // sw + 1
-
-    def taps(self, xp: Tensor, kh, kw, oh, ow):
-        """(u, v, the part of the padded input that tap (u, v) reads)."""
-        (sh, sw), _, (dh, dw) = self
-        for u, v in itertools.product(range(kh), range(kw)):
-            yield u, v, xp[:, :, u * dh : u * dh + (oh - 1) * sh + 1 : sh, v * dw : v * dw + (ow - 1) * sw + 1 : sw]
-
-
-def pad(x: Tensor, padding) -> Tensor:
-    top, bottom, left, right = padding
-    return F.pad(x, (left, right, top, bottom))
-
-
 def forward64(x, w, b, geometry) -> Tensor:
     (n, c, ih, iw), (co, _, kh, kw) = x.shape, w.shape
     x = x.repeat_interleave(co // c, 1) if co != c else x
@@ -95,33 +77,6 @@ def backward_weight64(dy, x, kh, kw, geometry) -> tuple[Tensor, Tensor]:
 
 
 # --- tensors in every layout ------------------------------------------------------------------------------------------
-def lay(shape, dtype: torch.dtype, layout: str) -> Tensor:
-    """Random numbers of that shape, stored as the layout says."""
-    n, c, h, w = shape
-    if layout == "channels_last":
-        return torch.randn(n, h, w, c).to(dtype).permute(0, 3, 1, 2)
-    if layout == "sliced":  # no dense dimension, storage offset
-        return torch.randn(n + 1, 2 * c + 1, h + 2, 3 * w).to(dtype)[1:, 1::2, 1:-1, 1::3]
-    if layout == "channels_last_sliced":  # channels dense, rows padded, as a slice of a channels_last image
-        return torch.randn(n, h + 1, w + 2, c + 3).to(dtype)[:, 1:, 1:-1, 2:-1].permute(0, 3, 1, 2)
-    if layout == "transposed":
-        return torch.randn(n, c, w, h).to(dtype).transpose(2, 3)
-    if layout == "reversed":  # n is the fastest dimension
-        return torch.randn(w, h, c, n).to(dtype).permute(3, 2, 1, 0)
-    if layout == "expanded":  # stride 0 in n, and in h
-        return torch.randn(1, c, 1, w).to(dtype).expand(n, c, h, w)
-    if layout == "expanded_channels":
-        return torch.randn(n, 1, h, w).to(dtype).expand(n, c, h, w)
-    assert layout == "contiguous"
-    return torch.randn(shape).to(dtype)
-
-
-LAYOUTS = (
-    "contiguous", "channels_last", "sliced", "channels_last_sliced", "transposed", "reversed", "expanded",
-    "expanded_channels",
-)  # fmt: skip
-
-
 def lay_weight(shape, dtype: torch.dtype, layout: str) -> Tensor:
     co, _, kh, kw = shape
     if layout == "packed":
@@ -179,14 +134,6 @@ def check_backward(dy, x, w, geometry: Geometry) -> None:
         assert_linear(dw, sums[0], magnitudes[0], terms)
         assert_linear(db, sums[1], magnitudes[1], terms)
         assert dw.is_contiguous()
-
-
-def assert_format(y: Tensor, x: Tensor) -> None:
-    """y is dense in the memory format of x; torch's rule, as its own upsampling applies it."""
-    if x.numel() and F.interpolate(x.detach(), size=(2, 2)).stride(1) == 1:
-        assert y.is_contiguous(memory_format=torch.channels_last), (x.stride(), y.stride())
-    else:
-        assert y.is_contiguous(), (x.stride(), y.stride())
 
 
 def check_all(shape, co, k, geometry, *, bias=True, activation="none", dtype=torch.float32, layout="contiguous",
@@ -315,17 +262,6 @@ def test_dilated_columns_that_meet_in_the_cache(c, dilation):
         for activation in ["relu6", "silu"]:
             check_forward(x, w, b, geometry, activation)
         check_backward(sliced(2, oh, ow), x, w, geometry)
-
-
-def at_an_end(t: Tensor, first: bool) -> Tensor:
-    """A copy that begins, or ends, where memory does: the page before it, and that after it, cannot be read."""
-    page, used = mmap.PAGESIZE, -(-t.numel() * t.element_size() // mmap.PAGESIZE) * mmap.PAGESIZE
-    memory = mmap.mmap(-1, used + 2 * page)
-    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    for guard in (start, start + page + used):
-        assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(guard), ctypes.c_size_t(page), 0) == 0
-    offset = page if first else page + used - t.numel() * t.element_size()
-    return torch.frombuffer(memory, dtype=t.dtype, count=t.numel(), offset=offset).view(t.shape).copy_(t)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mprotect as Linux has it")
@@ -1003,11 +939,6 @@ BAD = {  # arguments of the public function, exception, and what its text must n
 }  # fmt: skip
 
 
-def assert_names(error: BaseException, words) -> None:
-    for word in words:
-        assert word in str(error), f"{word!r} is not in: {error}"
-
-
 @pytest.fixture(params=["default", "reference"])
 def implementation(request):
     with contextlib.nullcontext() if request.param == "default" else pytorch_ext.use(request.param):
@@ -1106,11 +1037,6 @@ def test_fake_refuses_what_the_kernel_refuses():
 
 
 # --- 2**31 elements ---------------------------------------------------------------------------------------------------
-def memory_available() -> float:
-    lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
-    return sum(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) / 2**20
-
-
 @pytest.fixture
 def big():
     """Needs 14 GiB; gives the shape of an image of more than 2**31 elements, 4.3 GB in bfloat16."""

@@ -56,10 +56,10 @@ def out_flops(x, weight, *rest, out_shape):
     return 2 * prod(rest[-1]) * prod(weight[1:])
 
 
-def dy_behind_epilogue(dy: Tensor, y: Tensor | None, bias, e: Epilogue, sums, needs) -> tuple:
+def dy_behind_epilogue(dy: Tensor, y: Tensor | None, bias, e: Epilogue, convolved, needs) -> tuple:
     """(gradient of the sums with scale and bias done, i.e. of z; of the sums; of slope, scale, residual, gate).
 
-    y is what `kept` kept; else `sums()` computes the convolution anew. `needs` says which of
+    y is what `kept` kept; else `convolved(bias, epilogue)` computes the convolution anew. `needs` says which of
     (slope, scale, residual, gate) are asked for.
     """
     need_slope, need_scale, need_residual, need_gate = needs
@@ -69,11 +69,16 @@ def dy_behind_epilogue(dy: Tensor, y: Tensor | None, bias, e: Epilogue, sums, ne
     if y is not None:
         dz = _epilogue.derivative_from_output(e.activation, dy, y)
         return dz, dz, None, None, dz if need_residual else None, None
-    s = sums()
-    z = _epilogue.preactivation(s, bias, e)
+    if need_scale:
+        s = convolved(None, Epilogue())
+        z = _epilogue.preactivation(s, bias, e)
+    else:  # rounded to 16 bits once, as the forward pass's was, not before the bias is added too
+        first = e.residual if e.residual_first else None
+        z = convolved(bias, Epilogue(scale=e.scale, residual=first, residual_first=e.residual_first))
     if e.gate is not None:
         if need_gate:
-            a = _epilogue.apply(s, bias, e._replace(gate=None))
+            a = _epilogue.ACTIVATIONS[e.activation](z, e.alpha, e.slope)
+            a = a if e.residual is None or e.residual_first else a + e.residual
             d_gate = (dy * a).sum((2, 3))
         dy = dy * channelwise(e.gate, dy)
     if need_residual and not e.residual_first:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -347,3 +348,66 @@ def away_from_kinks(layer: Layer, call) -> bool:
     corners = [(z, at) for at in KINKS.get(layer.options.get("activation", "none"), [])]
     corners += [(layer.x, at) for at in KINKS.get(layer.options.get("input_activation", "none"), [])]
     return all(bool(((t - at).abs() > 1e-5).all()) for t, at in corners)
+
+
+def check_gradients(layer: Layer, call) -> None:
+    """gradcheck and gradgradcheck in every tensor."""
+    layer, leaves = leaves_of(layer)
+    assert away_from_kinks(layer, call)
+
+    def f(*values):
+        given = dict(zip(leaves, values))
+        options = {name: given.get(name, value) for name, value in layer.options.items()}
+        return call(Layer(given["x"], given["w"], layer.geometry, layer.groups, options))
+
+    assert torch.autograd.gradcheck(f, tuple(leaves.values()))
+    assert torch.autograd.gradgradcheck(f, tuple(leaves.values()), fast_mode=True)
+
+
+def check_gradients_only_where_wanted(layer: Layer, call) -> None:
+    """Each alone, and all but each, gives what all together give."""
+    everything, leaves = leaves_of(layer)
+    call(everything).sum().backward()
+    for name, only in itertools.product(leaves, [True, False]):
+        some, mine = leaves_of(layer)
+        for other, t in mine.items():
+            t.requires_grad_((other == name) == only)
+        call(some).sum().backward()  # sum: its gradient is expanded, stride 0
+        for other, t in mine.items():
+            if t.requires_grad:
+                torch.testing.assert_close(t.grad, leaves[other].grad, rtol=1e-12, atol=1e-12)
+            else:
+                assert t.grad is None
+
+
+def check_narrow_gradients(layer: Layer, call) -> None:
+    """Against float64 autograd through torch's convolution, as far as torch in the same dtype is (bound 3), of
+    tensors with many elements: of few, the largest error that torch happens to make says nothing."""
+    layer, leaves = leaves_of(layer)
+    y = call(layer)
+    dy = torch.randn_like(y)
+    ours = torch.autograd.grad(y, list(leaves.values()), dy)
+    theirs = torch.autograd.grad(torchs(layer, rounded=True), list(leaves.values()), dy)
+    layer, leaves = leaves_of(layer, torch.float64)
+    exact = torch.autograd.grad(torchs(layer), list(leaves.values()), dy.double())
+    for a, b, c in zip(ours, exact, theirs):
+        assert_nonlinear(a, b, c, ulps=8)
+
+
+def compiled_steps(function, *args):
+    """Output and gradients of function."""
+    leaves = [a.detach().clone().requires_grad_() for a in args]
+    y = function(*leaves)
+    return y, *torch.autograd.grad(y.sin().sum(), leaves)
+
+
+def check_vmap(f, args, in_dims, batch) -> None:
+    def one(i):
+        return [a if d is None else a.select(d, i) for a, d in zip(args, in_dims)]
+
+    y = torch.func.vmap(f, in_dims)(*args)
+    assert_close = torch.testing.assert_close
+    assert_close(y, torch.stack([f(*one(i)) for i in range(batch)]))
+    g = torch.func.grad(lambda *a: f(*a).square().sum(), argnums=tuple(range(len(args))))
+    for got, *wanted in zip(torch.func.vmap(g, in_dims)(*args), *(g(*one(i)) for i in range(batch))):
+        assert_close(got, torch.stack(wanted))

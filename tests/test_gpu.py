@@ -102,7 +102,7 @@ def check_representative(implementation: str, family: str, dtype: torch.dtype, l
     with on(implementation) as calls:
         for case in module.REPRESENTATIVE:
             module.check_all(*case, dtype=dtype, layout=layout)
-    assert {name for name, _ in calls.made} == ops_of(family), "an op of the family is not among its test's cases"
+    assert {name for name, _ in calls.made} >= ops_of(family), "an op of the family is not among its test's cases"
 
 
 def check_layer(implementation: str, family: str, row: dict, layout: str) -> None:

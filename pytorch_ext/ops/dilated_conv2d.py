@@ -140,10 +140,10 @@ def gradients(dy, saved, e: Epilogue, geometry, needed) -> tuple[Any, ...]:
     x, weight, bias, y = saved
     need_x, need_weight, need_bias, *others = needed
 
-    def sums():
-        return forward(x, weight, None, *geometry, *_PLAIN)
+    def convolved(bias, e):
+        return forward(x, weight, bias, *geometry, *e, "auto", None)
 
-    dz, ds, *found = _dense.dy_behind_epilogue(dy, y, bias, e, sums, others)
+    dz, ds, *found = _dense.dy_behind_epilogue(dy, y, bias, e, convolved, others)
     ds = ds.contiguous(memory_format=_op.memory_format_of(x))
     dx = backward_input(ds, weight, *x.shape[2:], *geometry) if need_x else None
     dweight = dbias = None

@@ -736,6 +736,21 @@ def test_approximations_are_within_their_documented_error(code, flush):
     assert ok.all(), [(n[~ok][0], got[~ok][0], rounded[~ok][0]) for n in numbers]
 
 
+def test_rough_reciprocals_of_doubles():
+    """rcp.approx.ftz.f64: 20 bits of mantissa, of an operand of which 20 are looked at; the rest is zeros."""
+    a = floats("f64", 1024, seed=0)
+    got = np.array(lanes("rcp.approx.ftz.f64 d, a;", a, out=np.uint64), np.uint64)
+    numbers, tiny = a.view(np.float64), np.finfo(np.float64).tiny
+    numbers = np.where(np.abs(numbers) < tiny, np.copysign(0, numbers), numbers)
+    with np.errstate(all="ignore"):
+        want = 1 / numbers
+        want = np.where(np.abs(want) < tiny, np.copysign(0, want), want)
+        ok = np.abs(got.view(np.float64) - want) <= 2.0**-18 * np.abs(want)
+    ok &= got & 0xFFFFFFFF == 0
+    ok |= (got.view(np.float64) == want) | (np.isnan(got.view(np.float64)) & np.isnan(want))
+    assert ok.all(), [(n, g, w) for n, g, w in zip(numbers[~ok], got.view(np.float64)[~ok], want[~ok])]
+
+
 @pytest.mark.parametrize("half", ["f16", "bf16"])
 def test_approximations_of_halves(half):
     inputs = floats(half, 1024)

@@ -1,6 +1,8 @@
 // Floating-point arithmetic in every width, and packed.
 //
 // What GPUs approximate is computed here to half a unit, which is inside the error that PTX documents.
+#include <bit>
+
 #include "lanewise.h"
 
 namespace ptx {
@@ -180,6 +182,16 @@ const Everywhere<OnFormat<log_of_two>{}, 1> lg2_("lg2");
 const Everywhere<OnFormat<sine>{}, 1> sin_("sin");
 const Everywhere<OnFormat<cosine>{}, 1> cos_("cos");
 const Everywhere<OnFormat<hyperbolic>{}, 1> tanh_("tanh");
+
+// Of the upper half of a's bits, and only that half: a first guess for Newton's steps, as in tanh of a double.
+constexpr auto rough_reciprocal = [](f64 a) {
+  auto upper = [](f64 v) {
+    if (std::fpclassify(v) == FP_SUBNORMAL) return std::copysign(0.0, v);
+    return v == v ? std::bit_cast<f64>(std::bit_cast<uint64_t>(v) & ~uint64_t{0xffffffff}) : v;
+  };
+  return upper(1 / upper(a));
+};
+const ForTypes<rough_reciprocal, 1, f64> rough_reciprocal_("rcp.ftz");
 
 constexpr auto with_sign = [](auto sign, auto value) { return std::copysign(value, sign); };
 const ForTypes<with_sign, 2, f32, f64> copysign_("copysign");

@@ -1,14 +1,15 @@
-// PLACEHOLDER
+// Pointwise convolution on NVIDIA GPUs: a matrix product of pixels and weight (dense_conv2d.cuh).
 #include "../pointwise_conv2d.h"
-
-#include <stdexcept>
-
-#include "launch.cuh"
+#include "dense_host.cuh"
 
 namespace lightkernels::cuda {
 
-int64_t pointwise_conv2d_forward_workspace(const DenseConv2dParams&) { return 0; }
-void pointwise_conv2d_forward(const DenseConv2dParams&, const Launch&) { throw std::runtime_error("pointwise_conv2d: no CUDA kernel yet"); }
+int64_t pointwise_conv2d_forward_workspace(const DenseConv2dParams& p) { return dense::packed_weight_bytes(p, false); }
+
+void pointwise_conv2d_forward(const DenseConv2dParams& p, const Launch& launch) {
+  dense::product<true>(p, dense::forward_problem(p), dense::forward_result(p), false, launch);
+}
+
 int64_t pointwise_conv2d_packed_bytes(const DenseConv2dParams&) { return 0; }
 void pointwise_conv2d_pack(const DenseConv2dParams&, const Launch&) {}
 

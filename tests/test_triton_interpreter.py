@@ -1,8 +1,9 @@
 """The Triton kernels' values, computed by Triton's interpreter on the CPU, against float64.
 
 Triton decides whether it interprets when it is imported: the cases run in a process of their own, which is this file.
-A program takes tens of milliseconds there, so shapes are small. The interpreter rounds bfloat16 wrongly (it truncates)
-and lacks whatever the compiler does; compiled kernels are another test's.
+A program takes tens of milliseconds there, so shapes are small. The interpreter rounds bfloat16 wrongly (it truncates),
+multiplies matrices of it wrongly (which is mended here) and lacks whatever the compiler does; compiled kernels are
+another test's.
 """
 
 import importlib.util
@@ -10,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,74 @@ def cases() -> list[Case]:
 CASES = {case.name: case for case in cases()}
 
 
+@dataclass(frozen=True)
+class DenseCase:
+    name: str
+    shape: tuple = (2, 5, 9, 8)
+    co: int = 7
+    kernel: tuple = (3, 3)
+    stride: tuple = (1, 1)
+    padding: tuple = (1, 1, 1, 1)
+    dilation: tuple = (1, 1)
+    groups: int = 1
+    fused: dict = field(default_factory=dict)  # of dense.Fused
+    dtype: str = "float32"
+    layout: str = "contiguous"
+    weight_layout: str = "contiguous"
+
+    @property
+    def pointwise(self) -> bool:
+        return self.name.startswith("pointwise")
+
+
+def dense_cases() -> list[DenseCase]:
+    one = {"kernel": (1, 1), "padding": (0, 0, 0, 0)}
+    before = {"scale": True, "residual": "before", "gate": True}
+    after = {"scale": True, "residual": "after", "gate": True}
+    shapes = [
+        DenseCase("plain"),
+        DenseCase("channels of more than a block", (1, 40, 5, 6), 70),
+        DenseCase("stride", kernel=(3, 2), stride=(2, 3), padding=(2, 1, 0, 3), shape=(2, 17, 9, 10)),
+        DenseCase("dilation", dilation=(2, 3), padding=(2, 2, 3, 3), shape=(1, 18, 7, 9)),
+        DenseCase("stride and dilation", (1, 20, 11, 9), 6, (4, 3), (4, 2), (3, 2, 0, 3), (2, 3)),
+        DenseCase("cropped", kernel=(5, 1), padding=(-1, 2, 0, -2), stride=(3, 2), dilation=(1, 2)),
+        DenseCase("groups", (2, 36, 6, 7), 40, groups=2, fused=after),
+        DenseCase("groups of few channels", (1, 12, 6, 7), 18, groups=6, fused=before),
+        DenseCase("1-D", (2, 5, 1, 40), 7, (1, 9), padding=(0, 0, 4, 4)),
+        DenseCase("1x1 of padding", (2, 5, 4, 5), 7, (1, 1), fused=after),
+        DenseCase("pointwise", (2, 20, 5, 6), 18, **one, fused=before),
+        DenseCase("pointwise of stride", (2, 20, 5, 6), 18, stride=(2, 3), **one, fused={"input_gate": True}),
+        DenseCase("pointwise shuffled", (2, 6, 5, 6), 12, groups=2, **one, fused={**after, "shuffle": 3}),
+    ]
+    found = [
+        replace(s, name=f"{s.name} {layout} {dtype}", layout=layout, dtype=dtype)
+        for s in shapes
+        for layout, dtype in (("contiguous", "float32"), ("channels_last", "bfloat16"))
+    ]
+    found += [replace(s, name=f"{s.name} {t}", dtype=t) for s in shapes[::4] for t in ("float16", "float64")]
+    layouts = ("sliced", "channels_last_sliced", "transposed", "reversed", "expanded")
+    weights = ("packed", "transposed", "sliced", "expanded", "channels_last")
+    found += [
+        replace(shapes[6 * (i % 2)], name=f"strides {x} {w}", layout=x, weight_layout=w)
+        for i, (x, w) in enumerate(zip(layouts, weights))
+    ]
+    found += [DenseCase("dense empty batch", (0, 4, 5, 5)), DenseCase("pointwise empty batch", (0, 4, 5, 5), **one)]
+    parameter = {"leaky_relu": -0.3, "elu": 0.7}
+    for i, name in enumerate(
+        (*ACTIVATIONS, "hardsigmoid", "sigmoid", "tanh", "gelu", "gelu_tanh", *parameter, "prelu")
+    ):
+        fused = {"activation": name, "parameter": parameter.get(name), **(before if i % 2 else after)}
+        found.append(DenseCase(f"active {name}", (1, 4, 5, 6), 7, (1, 2), fused=fused))
+        if name not in (*parameter, "prelu"):
+            entering = {"input_activation": name, "input_gate": i % 2 == 0}
+            found.append(DenseCase(f"pointwise entered {name}", (2, 18, 3, 4), **one, fused=entering))
+    found.append(DenseCase("one slope", (1, 4, 5, 6), 7, (1, 2), fused={"activation": "prelu", "one_slope": True}))
+    return found
+
+
+DENSE = {case.name: case for case in dense_cases()}
+
+
 # --- in the other process ---------------------------------------------------------------------------------------------
 def check(case: Case) -> None:
     import torch
@@ -108,13 +177,67 @@ def check(case: Case) -> None:
         assert torch.equal(again, first)
 
 
+def check_dense(case: DenseCase) -> None:
+    import dense
+    import torch
+    from convolution import Geometry, assert_format, lay
+    from pytorch_ext.kernels import dilated_conv2d, pointwise_conv2d
+
+    torch.manual_seed(0)
+    dtype, geometry = getattr(torch, case.dtype), Geometry(case.stride, case.padding, case.dilation)
+    layer = dense.make_layer(
+        case.shape, case.co, case.kernel, geometry, case.groups, dense.Fused(**case.fused),
+        dtype=dtype, layout=case.layout, weight_layout=case.weight_layout,
+    )  # fmt: skip
+    want = dense.expected(layer)
+
+    def forward(out=None):
+        o = layer.options
+        head, out = (layer.x, layer.w, o.get("bias")), () if out is None else (out,)
+        if case.pointwise:
+            module, name = pointwise_conv2d, "pointwise_conv2d"
+            entering = (o.get("input_activation", "none"), o.get("input_gate"), o.get("shuffle", 1), None)
+            args = (*head, case.stride, case.groups, *layer.epilogue(), *entering)
+        else:
+            module, name = dilated_conv2d, "dilated_conv2d"
+            args = (*head, *geometry, case.groups, *layer.epilogue(), "auto", None)
+        return getattr(module, name + ("_out" if out else ""))(*args, *out)
+
+    y = forward()
+    dense.judge(y, layer, want)
+    assert_format(y, layer.x)
+    dense.check_out(forward, layer, want)
+    dense.check_backward(lay(layer.y_shape, dtype, case.layout), layer.x, layer.w, geometry, case.groups)
+
+
+def mend_bfloat16_products() -> None:
+    """The interpreter multiplies the bits of bfloat16 as if they were whole numbers (Triton 3.7.1, 3.8.0)."""
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    create_dot = interpreter.InterpreterBuilder.create_dot
+
+    def wide(t):
+        if t.dtype.scalar != tl.bfloat16:
+            return t
+        return interpreter.TensorHandle((t.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    interpreter.InterpreterBuilder.create_dot = lambda self, a, b, *rest: create_dot(self, wide(a), wide(b), *rest)
+
+
 def main() -> None:
+    import dense
     from conftest import poison
+    from pytorch_ext.kernels import dilated_conv2d as kernels
 
     poison(True)
-    for case in CASES.values():
+    mend_bfloat16_products()
+    dense.BACKWARD_INPUT = kernels.dilated_conv2d_backward_input
+    dense.BACKWARD_WEIGHT = kernels.dilated_conv2d_backward_weight
+    for case in [*CASES.values(), *DENSE.values()]:
         try:
-            check(case)
+            (check if isinstance(case, Case) else check_dense)(case)
             error = None
         except Exception as raised:
             error = f"{type(raised).__name__}: {raised}"
@@ -134,6 +257,11 @@ def errors() -> dict:
 
 @pytest.mark.parametrize("name", CASES)
 def test_depthwise_conv2d(errors, name):
+    assert errors[name] is None, errors[name]
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_dense_convolutions(errors, name):
     assert errors[name] is None, errors[name]
 
 

@@ -1,0 +1,118 @@
+"""What convolutions over all channels share: an implicit matrix product over channels and taps, and its epilogue.
+
+A program computes a tile of BLOCK_C channels x BLOCK_P pixels and sums over BLOCK_K channels and one tap at a time.
+One order of the tile serves both layouts: Triton moves it along whichever of its dimensions is contiguous.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .epilogue import activate
+
+INTERPRETED = triton.knobs.runtime.interpret
+
+
+# --- pieces of kernels ------------------------------------------------------------------------------------------------
+@triton.jit
+def _work(index, per_group, groups, BLOCK: tl.constexpr):
+    """(block of a group's channels, group, what is left): blocks of channels are fastest, as they read one x."""
+    blocks = tl.cdiv(per_group, BLOCK)
+    block = index % blocks
+    index = index // blocks
+    return block, index % groups, index // groups
+
+
+@triton.jit
+def _range(first, WIDE: tl.constexpr, BLOCK: tl.constexpr):
+    if WIDE:
+        first = first.to(tl.int64)
+    return first * BLOCK + tl.arange(0, BLOCK)
+
+
+@triton.jit
+def _pixel(p, h, w):
+    """(n, i, j) of pixel p of [n, h, w]."""
+    return p // w // h, p // w % h, p % w
+
+
+@triton.jit
+def multiply_add(a, b, total, PRECISION: tl.constexpr):
+    """total + a @ b; PRECISION is of float32: "ieee" or "tf32"."""
+    return tl.dot(a, b, total, input_precision=PRECISION, out_dtype=total.dtype)
+
+
+@triton.jit
+def convolve(
+    x, row, column, h, w, x_k, x_h, x_w, inside,
+    weight, outs, weight_k, weight_u, weight_v,
+    input_gate, k, us, vs, down, right,
+    INPUT_ACTIVATION: tl.constexpr, FLAT: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """[C, P]: sums over k channels and us x vs taps, each `down` rows or `right` columns from the one before.
+
+    x and input_gate [1, P] point at a pixel's image, weight [C, 1] at its first channel and tap; row and column [1, P]
+    are of the first tap. FLAT: a block holds channels of several taps, so that few channels fill it.
+    """
+    SUM: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
+    total = tl.zeros([BLOCK_C, BLOCK_P], SUM)
+    taps = us * vs
+    steps = tl.cdiv(k * taps, BLOCK_K) if FLAT else tl.cdiv(k, BLOCK_K) * taps
+    for step in range(steps):
+        if FLAT:
+            term = step * BLOCK_K + tl.arange(0, BLOCK_K).to(row.dtype)
+            channel, tap = term % k, term // k
+            more = term < k * taps
+            u, v = tap // vs, tap % vs
+            a_at = weight + (channel * weight_k + u * weight_u + v * weight_v)[None, :]
+            i, j = row + (u * down)[:, None], column + (v * right)[:, None]
+        else:  # taps are fastest: neighbouring taps read almost the same of x
+            channel = step // taps * BLOCK_K + tl.arange(0, BLOCK_K).to(row.dtype)
+            more = channel < k
+            u, v = step % taps // vs, step % taps % vs
+            a_at = weight + channel[None, :] * weight_k + u * weight_u + v * weight_v
+            i, j = row + u * down, column + v * right
+        a = tl.load(a_at, outs & more[None, :], 0)
+        seen = inside & (i >= 0) & (i < h) & (j >= 0) & (j < w) & more[:, None]
+        b = tl.load(x + (i * x_h + j * x_w) + channel[:, None] * x_k, seen, 0)
+        if INPUT_ACTIVATION != "none" or input_gate is not None:
+            value = activate(b.to(SUM), 0.0, 0.0, INPUT_ACTIVATION)
+            if input_gate is not None:
+                value *= tl.load(input_gate + channel[:, None], seen, 0).to(SUM)
+            b = value.to(b.dtype)
+        total = multiply_add(a, b, total, PRECISION)
+    return total
+
+
+# --- launching --------------------------------------------------------------------------------------------------------
+def channels_last(t: Tensor) -> bool:
+    return t.stride(1) == 1 and t.stride(3) != 1
+
+
+def wide(*tensors: Tensor) -> bool:
+    """Does any tensor reach beyond 2^31 elements? The last tile of pixels may end up to a tile later."""
+    return any(sum((s - 1) * d for s, d in zip(t.shape, t.stride())) >= 2**31 - 2**16 for t in tensors)
+
+
+def precision(dtype: torch.dtype) -> str:
+    """Of float32 products: as cuDNN's convolutions of torch may have it."""
+    return "tf32" if dtype == torch.float32 and torch.backends.cudnn.allow_tf32 else "ieee"
+
+
+def device_of(t: Tensor):
+    return torch.cuda.device(t.device) if t.is_cuda else contextlib.nullcontext()
+
+
+def by_taps(weight: Tensor) -> Tensor:
+    """[co, kh, kw, ci] in memory, as channels_last models have it: else each element lies in a sector of its own."""
+    return weight if weight.stride(1) == 1 else weight.contiguous(memory_format=torch.channels_last)
+
+
+def flat(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.contiguous()

@@ -6,8 +6,10 @@ pixel is left out of the sums by some kernels and multiplied as a zero by others
 make of it is not tested.
 """
 
+import contextlib
 import csv
 import itertools
+import mmap
 import os
 import subprocess
 import sys
@@ -26,6 +28,7 @@ from convolution import (
     at_an_end,
     compiled,
     lay,
+    memory_available,
 )
 from dense import (
     ACTIVATIONS,
@@ -1096,3 +1099,247 @@ def test_compiled_library_answers():
     names = {event.name for event in trace.events()}
     assert "pytorch_ext::dilated_conv2d" in names
     assert not any("convolution" in name for name in names), names
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+X, W, B = torch.zeros(2, 4, 6, 6), torch.zeros(8, 2, 3, 3), torch.zeros(8)
+Y = torch.zeros(2, 8, 4, 4)
+V, R, T = ValueError, RuntimeError, TypeError
+BAD = {  # arguments, keywords, exception, and what its text must name: argument, what came, what may come
+    "x is no tensor": ((1.0, W), {}, T, ["x", "float", "tensor"]),
+    "weight is no tensor": ((X, None), {}, T, ["weight", "NoneType", "tensor"]),
+    "bias is no tensor": ((X, W, 1), {}, T, ["bias", "int", "tensor or None"]),
+    "scale is no tensor": ((X, W), {"scale": 2.0}, T, ["scale", "float", "tensor or None"]),
+    "residual is no tensor": ((X, W), {"residual": 1}, T, ["residual", "int", "tensor or None"]),
+    "gate is no tensor": ((X, W), {"gate": [1]}, T, ["gate", "list", "tensor or None"]),
+    "out is no tensor": ((X, W), {"out": "y"}, T, ["out", "str", "tensor or None"]),
+    "x of rank 2": ((X[0, 0], W), {}, V, ["x must", "[6, 6]", "[n, c, h, w]"]),
+    "x of rank 5": ((X[None], W), {}, V, ["x must", "[1, 2, 4, 6, 6]", "[n, c, h, w]"]),
+    "weight of rank 3": ((X, W[0]), {}, R, ["weight must", "[2, 3, 3]", "[co, ci / groups, kh, kw]"]),
+    "weight of rank 5": ((X, W[None]), {}, R, ["weight must", "[1, 8, 2, 3, 3]", "[co, ci / groups, kh, kw]"]),
+    "other channels": ((X, W), {"groups": 1}, R, ["x must have groups * weight.shape[1] = 2 channels", "4"]),
+    "weight without outputs": ((X, W[:0]), {"groups": 2}, R, ["groups", "0 output channels"]),
+    "weight without inputs": ((X[:, :0], W[:, :0]), {"groups": 2}, R, ["channels", "0"]),
+    "x without channels": ((X[:, :0], W), {"groups": 2}, R, ["x must", "4 channels", "got 0"]),
+    "groups 0": ((X, W), {"groups": 0}, R, ["groups", "8 output channels", "0"]),
+    "groups negative": ((X, W), {"groups": -2}, R, ["groups", "8 output channels", "-2"]),
+    "groups 3": ((X, W), {"groups": 3}, R, ["groups", "8 output channels", "3"]),
+    "groups float": ((X, W), {"groups": 2.0}, T, ["float"]),
+    "groups None": ((X, W), {"groups": None}, T, ["NoneType"]),
+    "empty kernel": ((X, torch.zeros(8, 2, 0, 3)), {"groups": 2}, R, ["height", "6", "empty"]),
+    "dtypes differ": ((X, W.double()), {"groups": 2}, R, ["dtype", "float32", "float64"]),
+    "integers": ((X.int(), W.int()), {"groups": 2}, R, ["dtype", "int32", "float32, float64, float16 or bfloat16"]),
+    "complex": ((X.cfloat(), W.cfloat()), {"groups": 2}, R, ["dtype", "complex64", "float32, float64, float16 or"]),
+    "devices differ": ((X, W.to("meta")), {"groups": 2}, R, ["device", "cpu", "meta"]),
+    "devices differ, x": ((X.to("meta"), W), {"groups": 2}, R, ["device", "cpu", "meta"]),
+    "stride 0": ((X, W, None, 0), {}, V, ["stride", "0", "positive"]),
+    "stride negative": ((X, W, None, (1, -2)), {}, V, ["stride", "(1, -2)", "positive"]),
+    "stride of three": ((X, W, None, (1, 2, 3)), {}, V, ["stride", "(1, 2, 3)", "pair"]),
+    "stride float": ((X, W, None, 1.5), {}, T, ["stride", "1.5", "int"]),
+    "dilation 0": ((X, W, None, 1, 0, 0), {}, V, ["dilation", "0", "positive"]),
+    "dilation text": ((X, W, None, 1, 0, "2"), {}, T, ["dilation", "'2'", "int"]),
+    "padding negative": ((X, W, None, 1, -1), {}, V, ["padding", "-1", "not be negative"]),
+    "padding negative side": ((X, W, None, 1, (0, 0, -2, 0)), {}, V, ["padding", "(0, 0, -2, 0)", "not be negative"]),
+    "padding of three": ((X, W, None, 1, (1, 2, 3)), {}, V, ["padding", "(1, 2, 3)", "(top, bottom, left, right)"]),
+    "padding text": ((X, W, None, 1, "full"), {}, V, ["padding", "'full'", "'same' or 'valid'"]),
+    "padding float": ((X, W, None, 1, (1.0, 1)), {}, T, ["padding", "(1.0, 1)", "int"]),
+    "padding none": ((X, W, None, 1, None), {}, V, ["padding", "None", "int"]),
+    "kernel too tall": ((X, torch.zeros(8, 4, 7, 1)), {}, R, ["height", "6", "7", "empty"]),
+    "kernel too wide": ((X, torch.zeros(8, 4, 1, 9), None, 1, 1), {}, R, ["width", "8", "9", "empty"]),
+    "dilated too far": ((X, W, None, 1, 0, (1, 3)), {"groups": 2}, R, ["width", "6", "7", "empty"]),
+    "empty image": ((X[:, :, :0], W), {"groups": 2}, R, ["height", "0", "3", "empty"]),
+    "algorithm unknown": ((X, W), {"algorithm": "fft"}, V, ["algorithm", "'fft'", "auto, direct, winograd2"]),
+    "algorithm None": ((X, W), {"algorithm": None}, V, ["algorithm", "None", "auto, direct, winograd2"]),
+    "winograd of 5x5": ((X, torch.zeros(8, 4, 5, 5)), {"algorithm": "winograd4"}, R, ["winograd4", "3x3", "[5, 5]"]),
+    "winograd of stride 2": ((X, W, None, 2), {"algorithm": "winograd2", "groups": 2}, R, ["stride 1", "[2, 2]"]),
+}  # fmt: skip
+EPILOGUE_BAD = {  # keywords, exception, text; of an op whose y is [2, 8, 4, 4], for pointwise_conv2d too
+    "bias of rank 2": ({"bias": B[None]}, R, ["bias must", "[1, 8]", "[8]"]),
+    "bias of other channels": ({"bias": torch.zeros(5)}, R, ["bias must", "[5]", "[8]"]),
+    "bias of another dtype": ({"bias": B.double()}, R, ["bias must", "float64", "float32"]),
+    "bias on another device": ({"bias": B.to("meta")}, R, ["bias", "cpu", "meta"]),
+    "scale of one": ({"scale": B[:1]}, R, ["scale must", "[1]", "[8]"]),
+    "scale of another dtype": ({"scale": B.half()}, R, ["scale must", "float16", "float32"]),
+    "scale on another device": ({"scale": B.to("meta")}, R, ["scale", "cpu", "meta"]),
+    "residual of another size": ({"residual": Y[..., :3]}, R, ["residual must", "[2, 8, 4, 3]", "[2, 8, 4, 4]"]),
+    "residual that would broadcast": ({"residual": Y[:1]}, R, ["residual must", "[1, 8, 4, 4]", "[2, 8, 4, 4]"]),
+    "residual of rank 3": ({"residual": Y[0]}, R, ["residual must", "[8, 4, 4]", "[2, 8, 4, 4]"]),
+    "residual of another dtype": ({"residual": Y.double()}, R, ["residual must", "float64", "float32"]),
+    "residual on another device": ({"residual": Y.to("meta")}, R, ["residual", "cpu", "meta"]),
+    "gate of one image": ({"gate": B[None]}, R, ["gate must", "[1, 8]", "[2, 8]"]),
+    "gate of rank 1": ({"gate": B}, R, ["gate must", "[8]", "[2, 8]"]),
+    "gate of rank 4": ({"gate": Y[..., :1, :1]}, R, ["gate must", "[2, 8, 1, 1]", "[2, 8]"]),
+    "gate of another dtype": ({"gate": Y[..., 0, 0].bfloat16()}, R, ["gate must", "bfloat16", "float32"]),
+    "activation unknown": ({"activation": "mish"}, V, ["activation", "mish", "none, relu, relu6, silu"]),
+    "activation None": ({"activation": None}, T, ["activation", "None", "none, relu, relu6, silu"]),
+    "a parameter too many": ({"activation": "relu", "activation_parameter": 0.1}, V, ["relu has no parameter", "0.1"]),
+    "prelu without slopes": ({"activation": "prelu"}, T, ["prelu", "activation_parameter", "None"]),
+    "prelu with a number": ({"activation": "prelu", "activation_parameter": 0.1}, T, ["prelu", "tensor", "0.1"]),
+    "slopes of others": ({"activation": "prelu", "activation_parameter": B[:5]}, R, ["slope must", "[5]", "[8]"]),
+    "slopes in double": ({"activation": "prelu", "activation_parameter": B.double()}, R, ["slope must", "float64"]),
+    "elu with a tensor": ({"activation": "elu", "activation_parameter": B}, T, ["elu", "number", "tensor"]),
+    "leaky with text": ({"activation": "leaky_relu", "activation_parameter": "1"}, T, ["leaky_relu", "number", "'1'"]),
+    "out of another size": ({"out": Y[:, :7]}, R, ["out must", "[2, 7, 4, 4]", "[2, 8, 4, 4]"]),
+    "out of rank 3": ({"out": Y[0]}, R, ["out must", "[8, 4, 4]", "[2, 8, 4, 4]"]),
+    "out of another dtype": ({"out": Y.half()}, R, ["out must", "float16", "float32"]),
+    "out on another device": ({"out": Y.to("meta")}, R, ["out", "cpu", "meta"]),
+}  # fmt: skip
+
+
+@pytest.fixture(params=["default", "reference"])
+def implementation(request):
+    with contextlib.nullcontext() if request.param == "default" else pytorch_ext.use(request.param):
+        yield
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.usefixtures("implementation")
+def test_bad_input(name):
+    args, keywords, exception, words = BAD[name]
+    with pytest.raises(exception) as caught:
+        dilated_conv2d(*args, **keywords)
+    assert type(caught.value) is exception
+    assert_names(caught.value, words)
+
+
+@pytest.mark.parametrize("name", EPILOGUE_BAD)
+@pytest.mark.usefixtures("implementation")
+def test_bad_epilogue(name):
+    keywords, exception, words = EPILOGUE_BAD[name]
+    with pytest.raises(exception) as caught:
+        dilated_conv2d(X, W, groups=2, **keywords)
+    assert type(caught.value) is exception
+    assert_names(caught.value, words)
+
+
+G = ([1, 1], [0, 0, 0, 0], [1, 1], 2)
+S = dict(zip(("stride", "padding", "dilation", "groups"), G))
+
+
+def g(**other) -> tuple:
+    return tuple({**S, **other}.values())
+
+
+def rest(**other) -> tuple:
+    """The epilogue and what follows, some of it wrong."""
+    names = ("activation", "alpha", "slope", "scale", "residual", "residual_first", "gate", "algorithm", "packed")
+    return tuple({**dict(zip(names, REST)), **other}.values())
+
+
+BAD_RAW = {
+    "x of rank 3": (FORWARD, (X[0], W, None, *G, *REST), ["x must", "[4, 6, 6]", "[n, c, h, w]"]),
+    "weight of rank 3": (FORWARD, (X, W[0], None, *G, *REST), ["weight must", "[2, 3, 3]", "[co, ci / groups,"]),
+    "stride 0": (FORWARD, (X, W, None, *g(stride=[0, 1]), *REST), ["stride", "[0, 1]", "positive"]),
+    "stride of one": (FORWARD, (X, W, None, *g(stride=[2]), *REST), ["stride", "[2]"]),
+    "stride of three": (FORWARD, (X, W, None, *g(stride=[2, 1, 1]), *REST), ["stride", "[2, 1, 1]"]),
+    "dilation 0": (FORWARD, (X, W, None, *g(dilation=[1, 0]), *REST), ["dilation", "[1, 0]", "positive"]),
+    "dilation of three": (FORWARD, (X, W, None, *g(dilation=[1, 1, 1]), *REST), ["dilation", "[1, 1, 1]"]),
+    "padding of two": (FORWARD, (X, W, None, *g(padding=[1, 1]), *REST), ["padding", "[1, 1]", "(top, bottom,"]),
+    "cropped away": (FORWARD, (X, W, None, *g(padding=[-2, -2, 0, 0]), *REST), ["height", "2", "3", "empty"]),
+    "groups 3": (FORWARD, (X, W, None, *g(groups=3), *REST), ["groups", "8", "3"]),
+    "activation": (FORWARD, (X, W, None, *G, *rest(activation="mish")), ["activation", "mish", "none", "hardswish"]),
+    "slope without prelu": (FORWARD, (X, W, None, *G, *rest(slope=B)), ["slope", "prelu"]),
+    "prelu without slope": (FORWARD, (X, W, None, *G, *rest(activation="prelu")), ["slope", "prelu"]),
+    "algorithm": (FORWARD, (X, W, None, *G, *rest(algorithm="fft")), ["algorithm", "auto", "direct", "'fft'"]),
+    "winograd's stride": (FORWARD, (X, W, None, *g(stride=[2, 2]), *rest(algorithm="winograd6")), ["winograd6", "3x3"]),
+    "meta": (FORWARD, (X.to("meta"), W, None, *G, *REST), ["device", "meta", "cpu"]),
+    "no tensor": (FORWARD, (1, W, None, *G, *REST), ["'x'", "Tensor", "int"]),
+    "out": (FORWARD_OUT, (X, W, None, *G, *REST, Y[:1]), ["out must", "[1, 8, 4, 4]", "[2, 8, 4, 4]"]),
+    "out's x": (FORWARD_OUT, (X[0], W, None, *G, *REST, Y), ["x must", "[4, 6, 6]", "[n, c, h, w]"]),
+    "dy of rank 3": (BACKWARD_INPUT, (Y[0], W, 6, 6, *G), ["dy must", "[8, 4, 4]", "[n, c, h, w]"]),
+    "dy of another size": (BACKWARD_INPUT, (Y, W, 7, 6, *G), ["dy must", "5, 4]", "4, 4]"]),
+    "dy of other channels": (BACKWARD_INPUT, (Y[:, :7], W, 6, 6, *G), ["dy must", "7", "8"]),
+    "dy's dtype": (BACKWARD_INPUT, (Y.half(), W, 6, 6, *G), ["dtype", "float16", "float32"]),
+    "dgrad's stride": (BACKWARD_INPUT, (Y, W, 6, 6, *g(stride=[-1, 1])), ["stride", "[-1, 1]", "positive"]),
+    "dgrad's groups": (BACKWARD_INPUT, (Y, W, 6, 6, *g(groups=0)), ["groups", "0"]),
+    "dgrad's weight": (BACKWARD_INPUT, (Y, W[0], 6, 6, *G), ["weight", "[2, 3, 3]", "[co, ci / groups, kh, kw]"]),
+    "dgrad's device": (BACKWARD_INPUT, (Y, W.to("meta"), 6, 6, *G), ["device"]),
+    "negative image": (BACKWARD_INPUT, (Y, W, -6, 6, *G), ["height", "-6", "empty"]),
+    "n differs": (BACKWARD_WEIGHT, (Y[:1], X, 3, 3, *G), ["dy and x", "[1, 8, 4, 4]", "[2, 4, 6, 6]"]),
+    "wgrad's channels": (BACKWARD_WEIGHT, (Y[:, :7], X, 3, 3, *G), ["groups", "7", "4", "2"]),
+    "wgrad's groups": (BACKWARD_WEIGHT, (Y, X, 3, 3, *g(groups=0)), ["groups", "0"]),
+    "wgrad's size": (BACKWARD_WEIGHT, (Y, X, 3, 2, *G), ["dy must", "4, 5]", "4, 4]"]),
+    "wgrad's kernel": (BACKWARD_WEIGHT, (Y, X, 0, 3, *G), ["height", "0", "empty"]),
+    "wgrad's dtype": (BACKWARD_WEIGHT, (Y.double(), X, 3, 3, *G), ["dtype", "float32", "float64"]),
+    "wgrad's device": (BACKWARD_WEIGHT, (Y, X.to("meta"), 3, 3, *G), ["device"]),
+    "wgrad's padding": (BACKWARD_WEIGHT, (Y, X, 3, 3, *g(padding=[0, 0])), ["padding", "[0, 0]", "(top, bottom,"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_RAW)
+@pytest.mark.usefixtures("implementation")
+def test_bad_input_of_the_raw_ops(name):
+    op, args, words = BAD_RAW[name]
+    with pytest.raises(RuntimeError) as caught:
+        op(*args)
+    assert_names(caught.value, words)
+
+
+def test_bad_input_of_conv1d():
+    x, w = torch.zeros(2, 4, 6), torch.zeros(6, 4, 3)
+    for args, keywords, exception, words in (
+        ((x[0, 0], w), {}, V, ["x must", "[6]", "[n, c, length]"]),
+        ((x, w[0]), {}, V, ["weight must", "[4, 3]", "[co, ci / groups, k]"]),
+        ((x, None), {}, T, ["weight", "NoneType"]),
+        ((x, w, None, (1, 2)), {}, T, ["stride", "(1, 2)", "int"]),
+        ((x, w, None, 0), {}, V, ["stride", "0", "positive"]),
+        ((x, w, None, 1, (1, 2, 3)), {}, V, ["padding", "(1, 2, 3)", "(left, right)"]),
+        ((x, w, None, 1, -1), {}, V, ["padding", "negative"]),
+        ((x, w, None, 1, 0, 1.0), {}, T, ["dilation", "1.0", "int"]),
+        ((x, torch.zeros(6, 4, 7)), {}, R, ["width", "6", "7", "empty"]),
+        ((x, w), {"out": torch.zeros(2, 6, 4)}, T, ["out"]),
+        ((x, w), {"residual": torch.zeros(2, 6, 5)}, R, ["residual must", "[2, 6, 1, 5]", "[2, 6, 1, 4]"]),
+        ((x, w), {"residual": 1}, T, ["residual", "int", "tensor or None"]),
+        ((x, w), {"colour": 1}, T, ["colour"]),
+    ):
+        with pytest.raises(exception) as caught:
+            dilated_conv1d(*args, **keywords)
+        assert type(caught.value) is exception
+        assert_names(caught.value, words)
+
+
+@pytest.mark.parametrize("name", ["stride", "dilation", "padding"])
+def test_geometry_beyond_32_bits_is_refused(name):
+    x, weight = torch.randn(1, 16, 8, 8), torch.randn(16, 16, 3, 3)
+    for like in (x, x.to("meta")):
+        with pytest.raises(RuntimeError, match=f"{name} must not exceed 2147483647"):
+            dilated_conv2d(like, weight.to(like.device), **{name: 2**40})
+
+
+def test_fake_refuses_what_the_kernel_refuses():
+    """Under FakeTensorMode, hence in torch.compile, the same inputs fail with the same type."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    for name, (op, args, _) in BAD_RAW.items():
+        if name in ("no tensor", "meta", "dgrad's device", "wgrad's device"):
+            continue
+        with FakeTensorMode() as mode, pytest.raises(RuntimeError):
+            op(*[mode.from_tensor(a) if isinstance(a, Tensor) else a for a in args])
+
+
+def test_nothing_is_written_when_out_is_refused():
+    out = torch.full((2, 8, 4, 4), 5.0)
+    for keywords in ({"bias": B[:5]}, {"gate": B}, {"algorithm": "winograd2", "stride": 2}):
+        with pytest.raises(RuntimeError):
+            dilated_conv2d(X, W, groups=2, out=out, **keywords)
+        assert (out == 5).all()
+
+
+# --- 2**31 elements ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_more_than_2_to_the_31_elements(layout):
+    """Rows a power of two apart, so that the last begins 2**31 elements behind the first; what lies between is
+    reserved, never touched."""
+    if memory_available() < 6:
+        pytest.skip(f"{memory_available():.1f} GiB of memory are free, 6 are needed")
+    far = 2**29
+    memory = torch.frombuffer(mmap.mmap(-1, 2 * (4 * far + 4096)), dtype=torch.bfloat16)
+    row = (1, far, 9) if layout == "channels_last" else (20, far, 1)
+    x, y = memory.as_strided((1, 8, 5, 16), (0, *row)), memory.as_strided((1, 9, 5, 16), (0, *row), 2048)
+    x.copy_(torch.randn(1, 8, 5, 16))
+    layer = Layer(x, torch.randn(9, 8, 3, 3).bfloat16(), same(3), 1, {"activation": "relu"})
+    check_forward(layer)
+    check_backward(lay(layer.y_shape, torch.bfloat16, layout), x, layer.w, same(3), 1)
+    call(layer, out=y)
+    judge(y, layer, expected(layer), WINOGRAD["winograd6"])
+    check_backward(y, lay(x.shape, torch.bfloat16, layout), layer.w, same(3), 1)

@@ -4,8 +4,10 @@ The tests judge whatever answers for the CPU here: the compiled library, or the 
 derivatives of the convolution itself are dilated_conv2d's ops.
 """
 
+import contextlib
 import csv
 import itertools
+import mmap
 import os
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from convolution import (
     at_an_end,
     compiled,
     lay,
+    memory_available,
 )
 from dense import (
     ACTIVATIONS,
@@ -53,7 +56,7 @@ from dense import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_dilated_conv2d import fusions
+from test_dilated_conv2d import EPILOGUE_BAD, fusions
 from torch import Tensor
 from torch.utils import flop_counter
 
@@ -813,3 +816,158 @@ def test_compiled_library_answers():
     names = {event.name for event in trace.events()}
     assert "pytorch_ext::pointwise_conv2d" in names
     assert not any("convolution" in name for name in names), names
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+X, W, B, Y = torch.zeros(2, 4, 4, 4), torch.zeros(8, 2), torch.zeros(8), torch.zeros(2, 8, 4, 4)
+W4 = W[:, :, None, None]
+V, R, T = ValueError, RuntimeError, TypeError
+BAD = {  # arguments, keywords, exception, and what its text must name: argument, what came, what may come
+    "x is no tensor": ((1.0, W), {}, T, ["x", "float", "tensor"]),
+    "weight is no tensor": ((X, None), {}, T, ["weight", "NoneType", "tensor"]),
+    "bias is no tensor": ((X, W, 1), {}, T, ["bias", "int", "tensor or None"]),
+    "input_gate is no tensor": ((X, W), {"input_gate": 0.5}, T, ["input_gate", "float", "tensor or None"]),
+    "x of rank 2": ((X[0, 0], W), {}, V, ["x must", "[4, 4]", "[n, c, h, w]"]),
+    "x of rank 5": ((X[None], W), {}, V, ["x must", "[1, 2, 4, 4, 4]", "[n, c, h, w]"]),
+    "weight of rank 1": ((X, W[0]), {}, V, ["weight must", "[2]", "[co, ci / groups, 1, 1]"]),
+    "weight of rank 3": ((X, W4[0]), {}, V, ["weight must", "[2, 1, 1]", "[co, ci / groups, 1, 1]"]),
+    "weight of 3x3": ((X, torch.zeros(8, 4, 3, 3)), {}, R, ["weight must", "[8, 4, 3, 3]", "[co, ci / groups, 1, 1]"]),
+    "weight of 1x2": ((X, torch.zeros(8, 4, 1, 2)), {}, R, ["weight must", "[8, 4, 1, 2]", "[co, ci / groups, 1, 1]"]),
+    "other channels": ((X, W), {}, R, ["x must have groups * weight.shape[1] = 2 channels", "4"]),
+    "weight without outputs": ((X, W[:0]), {"groups": 2}, R, ["groups", "0 output channels"]),
+    "x without channels": ((X[:, :0], W), {"groups": 2}, R, ["x must", "4 channels", "got 0"]),
+    "groups 0": ((X, W), {"groups": 0}, R, ["groups", "8 output channels", "0"]),
+    "groups 3": ((X, W), {"groups": 3}, R, ["groups", "8 output channels", "3"]),
+    "groups float": ((X, W), {"groups": 2.0}, T, ["float"]),
+    "dtypes differ": ((X, W.double()), {"groups": 2}, R, ["dtype", "float32", "float64"]),
+    "integers": ((X.int(), W.int()), {"groups": 2}, R, ["dtype", "int32", "float32, float64, float16 or bfloat16"]),
+    "devices differ": ((X, W.to("meta")), {"groups": 2}, R, ["device", "cpu", "meta"]),
+    "stride 0": ((X, W, None, 0), {"groups": 2}, V, ["stride", "0", "positive"]),
+    "stride of three": ((X, W, None, (1, 2, 3)), {"groups": 2}, V, ["stride", "(1, 2, 3)", "pair"]),
+    "stride float": ((X, W, None, 1.5), {"groups": 2}, T, ["stride", "1.5", "int"]),
+    "stride beyond 32 bits": ((X, W, None, 2**40), {"groups": 2}, R, ["stride must not exceed 2147483647"]),
+    "empty image": ((X[:, :, :0], W), {"groups": 2}, R, ["height", "0", "empty"]),
+    "shuffle 0": ((X, W), {"groups": 2, "shuffle": 0}, R, ["shuffle", "8 output channels", "0"]),
+    "shuffle 3": ((X, W), {"groups": 2, "shuffle": 3}, R, ["shuffle", "8 output channels", "3"]),
+    "shuffle float": ((X, W), {"groups": 2, "shuffle": 2.0}, T, ["float"]),
+    "input_gate of one": ((X, W), {"groups": 2, "input_gate": B[None, :4]}, R, ["input_gate must", "[1, 4]", "[2, 4]"]),
+    "input_gate of rank 1": ((X, W), {"groups": 2, "input_gate": B[:4]}, R, ["input_gate must", "[4]", "[2, 4]"]),
+    "input_gate of y": ((X, W), {"groups": 2, "input_gate": Y[..., 0, 0]}, R, ["input_gate must", "[2, 8]", "[2, 4]"]),
+    "input_gate's dtype": ((X, W), {"groups": 2, "input_gate": X[..., 0, 0].half()}, R, ["input_gate must", "float16"]),
+    "input_gate's device": ((X, W), {"groups": 2, "input_gate": X[..., 0, 0].to("meta")}, R, ["input_gate", "meta"]),
+    "input_activation": ((X, W), {"groups": 2, "input_activation": "mish"}, V, ["input_activation", "'mish'", "none"]),
+    "input_activation None": ((X, W), {"groups": 2, "input_activation": None}, T, ["input_activation", "None"]),
+    "input prelu": ((X, W), {"groups": 2, "input_activation": "prelu"}, V, ["input_activation", "'prelu'", "relu6"]),
+}  # fmt: skip
+
+
+@pytest.fixture(params=["default", "reference"])
+def implementation(request):
+    with contextlib.nullcontext() if request.param == "default" else pytorch_ext.use(request.param):
+        yield
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.usefixtures("implementation")
+def test_bad_input(name):
+    args, keywords, exception, words = BAD[name]
+    with pytest.raises(exception) as caught:
+        pointwise_conv2d(*args, **keywords)
+    assert type(caught.value) is exception
+    assert_names(caught.value, words)
+
+
+@pytest.mark.parametrize("name", EPILOGUE_BAD)
+@pytest.mark.usefixtures("implementation")
+def test_bad_epilogue(name):
+    keywords, exception, words = EPILOGUE_BAD[name]
+    with pytest.raises(exception) as caught:
+        pointwise_conv2d(X, W, groups=2, **keywords)
+    assert type(caught.value) is exception
+    assert_names(caught.value, words)
+
+
+def rest(**other) -> tuple:
+    """The epilogue and what follows, some of it wrong."""
+    names = ("activation", "alpha", "slope", "scale", "residual", "residual_first", "gate", "input_activation",
+             "input_gate", "shuffle", "packed")  # fmt: skip
+    return tuple({**dict(zip(names, REST)), **other}.values())
+
+
+BAD_RAW = {
+    "x of rank 3": (FORWARD, (X[0], W4, None, [1, 1], 2, *REST), ["x must", "[4, 4, 4]", "[n, c, h, w]"]),
+    "weight of rank 2": (FORWARD, (X, W, None, [1, 1], 2, *REST), ["weight must", "[8, 2]", "[co, ci / groups,"]),
+    "stride 0": (FORWARD, (X, W4, None, [0, 1], 2, *REST), ["stride", "[0, 1]", "positive"]),
+    "stride of one": (FORWARD, (X, W4, None, [2], 2, *REST), ["stride", "[2]"]),
+    "groups 3": (FORWARD, (X, W4, None, [1, 1], 3, *REST), ["groups", "8", "3"]),
+    "activation": (FORWARD, (X, W4, None, [1, 1], 2, *rest(activation="mish")), ["activation", "mish", "hardswish"]),
+    "slope without prelu": (FORWARD, (X, W4, None, [1, 1], 2, *rest(slope=B)), ["slope", "prelu"]),
+    "prelu without slope": (FORWARD, (X, W4, None, [1, 1], 2, *rest(activation="prelu")), ["slope", "prelu"]),
+    "input prelu": (FORWARD, (X, W4, None, [1, 1], 2, *rest(input_activation="prelu")), ["input_activation", "prelu"]),
+    "input mish": (FORWARD, (X, W4, None, [1, 1], 2, *rest(input_activation="mish")), ["activation", "mish"]),
+    "shuffle": (FORWARD, (X, W4, None, [1, 1], 2, *rest(shuffle=5)), ["shuffle", "8", "5"]),
+    "meta": (FORWARD, (X.to("meta"), W4, None, [1, 1], 2, *REST), ["device", "meta", "cpu"]),
+    "no tensor": (FORWARD, (1, W4, None, [1, 1], 2, *REST), ["'x'", "Tensor", "int"]),
+    "out": (FORWARD_OUT, (X, W4, None, [1, 1], 2, *REST, Y[:1]), ["out must", "[1, 8, 4, 4]", "[2, 8, 4, 4]"]),
+    "out's x": (FORWARD_OUT, (X[0], W4, None, [1, 1], 2, *REST, Y), ["x must", "[4, 4, 4]", "[n, c, h, w]"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_RAW)
+@pytest.mark.usefixtures("implementation")
+def test_bad_input_of_the_raw_ops(name):
+    op, args, words = BAD_RAW[name]
+    with pytest.raises(RuntimeError) as caught:
+        op(*args)
+    assert_names(caught.value, words)
+
+
+def test_fake_refuses_what_the_kernel_refuses():
+    """Under FakeTensorMode, hence in torch.compile, the same inputs fail with the same type."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    for name, (op, args, _) in BAD_RAW.items():
+        if name in ("no tensor", "meta"):
+            continue
+        with FakeTensorMode() as mode, pytest.raises(RuntimeError):
+            op(*[mode.from_tensor(a) if isinstance(a, Tensor) else a for a in args])
+
+
+# --- 2**31 elements ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_more_than_2_to_the_31_elements_in(layout):
+    """Images a power of two apart; what lies between is reserved, never touched."""
+    if memory_available() < 6:
+        pytest.skip(f"{memory_available():.1f} GiB of memory are free, 6 are needed")
+    far = 2**29
+    memory = torch.frombuffer(mmap.mmap(-1, 2 * (4 * far + 4096)), dtype=torch.bfloat16)
+    image = (1, 80, 9) if layout == "channels_last" else (20, 200, 1)
+    x, y = memory.as_strided((5, 8, 3, 7), (far, *image)), memory.as_strided((5, 9, 3, 7), (far, *image), 2048)
+    x.copy_(torch.randn(5, 8, 3, 7))
+    layer = Layer(x, torch.randn(9, 8, 1, 1).bfloat16(), Geometry(), 1, {"activation": "relu"})
+    check_forward(layer)
+    check_backward(lay(layer.y_shape, torch.bfloat16, layout), x, layer.w, Geometry(), 1)
+    call(layer, out=y)
+    judge(y, layer, expected(layer))
+    check_backward(y, lay(x.shape, torch.bfloat16, layout), layer.w, Geometry(), 1)
+
+
+@compiled
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_more_than_2_to_the_31_elements_out(layout):
+    """A small image, expanded along the batch in NCHW, and many output channels in channels_last: only y is large."""
+    if memory_available() < 9:
+        pytest.skip(f"{memory_available():.1f} GiB of memory are free, 9 are needed")
+    if layout == "contiguous":
+        x, w = torch.randn(1, 2, 64, 64).bfloat16().expand(16500, -1, -1, -1), torch.randn(32, 2, 1, 1).bfloat16()
+    else:
+        x, w = lay((2, 2, 64, 64), torch.bfloat16, "channels_last"), torch.randn(263_000, 2, 1, 1).bfloat16()
+    y = pointwise_conv2d(x, w)
+    assert y.numel() > 2**31
+    assert_format(y, x)
+    for n in (0, x.shape[0] - 1):
+        for channels in (slice(0, 16), slice(len(w) - 16, len(w))):
+            part = Layer(x[n : n + 1], w[channels], Geometry())
+            judge(y[n : n + 1, channels], part, expected(part))
+    if layout == "contiguous":  # all images are the same
+        assert all(torch.equal(y[i : i + 500], y[:1].expand(y[i : i + 500].shape)) for i in range(0, len(y), 500))

@@ -53,9 +53,10 @@ def _backward_input_fake(dy, weight, ih, iw, stride, padding, dilation, groups):
             f"{op}: dy must have shape [n, c, h, w] and weight [co, ci / groups, kh, kw], "
             f"got {list(dy.shape)} and {list(weight.shape)}"
         )
-    dx = empty(dy, (dy.shape[0], weight.shape[1] * groups, ih, iw))
-    _dense.check(op, dx, weight, stride, padding, dilation, groups)
+    _geometry.check(op, stride, padding, dilation)
     expected = (dy.shape[0], weight.shape[0], *output_size(op, (ih, iw), weight.shape[2:], stride, padding, dilation))
+    dx = empty(dy, (dy.shape[0], weight.shape[1] * max(groups, 0), ih, iw))
+    _dense.check(op, dx, weight, stride, padding, dilation, groups, "dx")
     if tuple(dy.shape) != expected:
         raise RuntimeError(f"{op}: dy must have shape {list(expected)}, got {list(dy.shape)}")
     return dx
@@ -399,8 +400,8 @@ def dilated_conv1d(
     x, weight, stride2, padding2, dilation2 = _geometry.on_one_row(
         x, weight, stride, padding, dilation, "[co, ci / groups, k]"
     )
-    if epilogue.get("residual") is not None:
-        epilogue["residual"] = epilogue["residual"].unsqueeze(-2)
+    if isinstance(residual := epilogue.get("residual"), Tensor):
+        epilogue["residual"] = residual.unsqueeze(-2)
     if epilogue.get("out") is not None:
         raise TypeError("dilated_conv1d takes no out")
     y = dilated_conv2d(x, weight, bias, stride2, padding2, dilation2, groups, activation, **epilogue)

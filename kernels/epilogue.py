@@ -21,6 +21,14 @@ def sigmoid(z):
 
 
 @triton.jit
+def logistic(z):
+    """sigmoid(z) and its derivative, each with small results' digits."""
+    e = tl.exp(-tl.abs(z))
+    y = 1 / (1 + e)
+    return tl.where(z < 0, e * y, y), e * y * y
+
+
+@triton.jit
 def tanh(z):
     """Near 0 by a polynomial (float32) or a rational (float64), where 1 - 2 / (1 + exp(2 z)) loses its digits: Cephes'.
 
@@ -65,7 +73,7 @@ def activate(z, alpha, slope, ACTIVATION: tl.constexpr):
     elif ACTIVATION == "gelu":
         z = 0.5 * z * (1 + tl.erf(z * 0.70710678118654752440))
     elif ACTIVATION == "gelu_tanh":
-        z = 0.5 * z * (1 + tanh(0.79788456080286535588 * (z + 0.044715 * z * z * z)))
+        z = z / (1 + tl.exp(-1.59576912160573071176 * (z + 0.044715 * z * z * z)))  # sigmoid(2 u) is (1 + tanh(u)) / 2
     elif ACTIVATION == "leaky_relu":
         z = tl.where(z > 0, z, z * alpha)
     elif ACTIVATION == "elu":
@@ -92,18 +100,17 @@ def derivative(dy, z, alpha, slope, ACTIVATION: tl.constexpr):
     elif ACTIVATION == "hardsigmoid":
         dy = tl.where((z > -3) & (z < 3), dy / 6, 0.0)
     elif ACTIVATION == "sigmoid":
-        y = sigmoid(z)
-        dy = dy * (1 - y) * y
+        _, slope_of = logistic(z)
+        dy = dy * slope_of
     elif ACTIVATION == "tanh":
-        y = tanh(z)
-        dy = dy * (1 - y * y)
+        _, slope_of = logistic(2 * z)
+        dy = dy * (4 * slope_of)
     elif ACTIVATION == "gelu":
         below = 0.5 * (1 + tl.erf(z * 0.70710678118654752440))
         dy = dy * (below + z * (0.39894228040143267794 * tl.exp(-0.5 * z * z)))
     elif ACTIVATION == "gelu_tanh":
-        t = tanh(0.79788456080286535588 * (z + 0.044715 * z * z * z))
-        inner = 0.79788456080286535588 * (1 + 0.134145 * z * z)
-        dy = dy * (0.5 * (1 + t) + 0.5 * z * (1 - t * t) * inner)
+        gate, slope_of = logistic(1.59576912160573071176 * (z + 0.044715 * z * z * z))
+        dy = dy * (gate + z * slope_of * (1.59576912160573071176 * (1 + 0.134145 * z * z)))
     elif ACTIVATION == "leaky_relu":
         dy = tl.where(z > 0, dy, dy * alpha)
     elif ACTIVATION == "elu":

@@ -4,6 +4,7 @@ from . import nn
 from ._epilogue import ACTIVATIONS as _ACTIVATIONS
 from ._op import use
 from .nn import restore, swap
+from .ops.activation import activation
 from .ops.depthwise_conv2d import depthwise_conv1d, depthwise_conv2d
 from .ops.dilated_conv2d import dilated_conv1d, dilated_conv2d
 from .ops.pointwise_conv2d import pointwise_conv2d
@@ -12,6 +13,7 @@ __version__ = "0.1.0"
 ACTIVATIONS = tuple(_ACTIVATIONS)  # the names that `activation=` may have
 __all__ = [
     "ACTIVATIONS",
+    "activation",
     "depthwise_conv1d",
     "depthwise_conv2d",
     "dilated_conv1d",

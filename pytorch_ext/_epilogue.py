@@ -56,24 +56,31 @@ def channelwise(t: Tensor | None, z: Tensor) -> Tensor:
     return t.view(*t.shape, *[1] * (z.dim() - 2)) if t.dim() == 2 else t.view(-1, *[1] * (z.dim() - 2))
 
 
-def parse(activation: str, parameter: float | Tensor | None, names=tuple(ACTIVATIONS), name: str = "activation"):
-    """(activation, alpha, slope) from what a public function was given."""
+def parse(
+    activation: str,
+    parameter: float | Tensor | None,
+    names=tuple(ACTIVATIONS),
+    name: str = "activation",
+    parameter_name: str | None = None,
+):
+    """(activation, alpha, slope) from what a public function was given as its arguments of these names."""
+    parameter_name = parameter_name or f"{name}_parameter"
     if not isinstance(activation, str):
         raise TypeError(f"{name} must be one of {', '.join(names)}, got {activation!r}")
     if activation not in names:
         raise ValueError(f"{name} must be one of {', '.join(names)}, got {activation!r}")
     if activation == "prelu":
         if not isinstance(parameter, Tensor):
-            raise TypeError(f"prelu needs its slopes as {name}_parameter, a tensor [c] or [1], got {parameter!r}")
+            raise TypeError(f"prelu needs its slopes as {parameter_name}, a tensor [c] or [1], got {parameter!r}")
         return activation, 0.0, parameter
     if activation not in DEFAULTS:
         if parameter is not None:
-            raise ValueError(f"{activation} has no parameter, got {name}_parameter = {parameter!r}")
+            raise ValueError(f"{activation} has no parameter, got {parameter_name} = {parameter!r}")
         return activation, 0.0, None
     if parameter is None:
         return activation, DEFAULTS[activation], None
     if isinstance(parameter, Tensor) or not isinstance(parameter, (int, float)):
-        raise TypeError(f"{name}_parameter of {activation} must be a number, got {parameter!r}")
+        raise TypeError(f"{parameter_name} of {activation} must be a number, got {parameter!r}")
     return activation, float(parameter), None
 
 

@@ -2,11 +2,11 @@
 #pragma once
 
 #include <algorithm>
-#include <numeric>
 #include <utility>
 
 #include "../depthwise_conv2d.h"
-#include "vec.h"
+#include "activations.h"
+#include "axis.h"
 
 namespace lightkernels::cpu {
 
@@ -18,16 +18,23 @@ struct Clip {
 
   explicit Clip(Activation a) {
     const S inf = __builtin_inf();
-    smooth = a == Activation::kSilu || a == Activation::kHardswish;
+    smooth = a != Activation::kNone && a != Activation::kRelu && a != Activation::kRelu6;
     low = a == Activation::kRelu || a == Activation::kRelu6 ? S(0) : -inf;
     high = a == Activation::kRelu6 ? S(6) : inf;
   }
 };
 
+// Those that are not networks' everyday ones: a function of its own, or every kernel would hold all of them.
+template <int L, class S>
+[[gnu::noinline]] Vec<S, L> rarely_smooth(Vec<S, L> z, Activation activation) {
+  return activate<L, S>(z, activation, S(0), Vec<S, L>{});
+}
+
 template <int L, class S>
 LIGHTKERNELS_INLINE Vec<S, L> smooth(Vec<S, L> z, Activation activation) {
-  if (activation == Activation::kSilu) return z / (exp<S, L>(-z) + S(1));
-  return z * clamp(z + S(3), splat<L>(S(0)), splat<L>(S(6))) * S(1.0 / 6);
+  if (activation == Activation::kSilu) return activate<Activation::kSilu, L, S>(z, z);
+  if (activation == Activation::kHardswish) return activate<Activation::kHardswish, L, S>(z, z);
+  return rarely_smooth<L, S>(z, activation);
 }
 
 // Calls f(c) for c = 0, L, 2L, ... so that [c, c + L) covers [begin, end): the last vector slides back to end there.
@@ -39,40 +46,6 @@ LIGHTKERNELS_INLINE void for_channels(int64_t begin, int64_t end, F&& f) {
     c = std::min(c + L, end - L);
   }
 }
-
-// --- one axis of a convolution, forward or transposed ---
-
-// Output o (of a phase) reads inputs first + o * step + k * dilation for k = 0 .. count - 1, through taps tap + k *
-// tap_step. A forward convolution has one phase; a transposed one has `stride`, interleaved in the output.
-struct Axis {
-  int64_t count, tap, tap_step, first, step, dilation;
-
-  // k range whose input for output o lies in [0, size).
-  std::pair<int64_t, int64_t> inside(int64_t o, int64_t size) const {
-    const int64_t a = first + o * step;
-    const int64_t begin = a >= 0 ? 0 : (-a + dilation - 1) / dilation;
-    const int64_t end = a >= size ? 0 : (size - 1 - a) / dilation + 1;
-    return {std::min(begin, count), std::max(std::min(begin, count), std::min(end, count))};
-  }
-};
-
-inline Axis forward_axis(int64_t k, int64_t stride, int64_t padding, int64_t dilation) {
-  return {k, 0, 1, -padding, stride, dilation};
-}
-
-// dx[phase + t * stride] gathers dy[(phase + t * stride + padding - v * dilation) / stride] over the taps v where that
-// is whole: every (stride / gcd)-th. Taps are listed backwards, so that the input index grows with k.
-inline Axis transposed_axis(int64_t phase, int64_t k, int64_t stride, int64_t padding, int64_t dilation) {
-  const int64_t gcd = std::gcd(stride, dilation), tap_step = stride / gcd;
-  for (int64_t v = 0; v < std::min(tap_step, k); ++v) {
-    if ((phase + padding - v * dilation) % stride) continue;
-    const int64_t count = (k - 1 - v) / tap_step + 1, last = v + (count - 1) * tap_step;
-    return {count, last, -tap_step, (phase + padding - last * dilation) / stride, 1, dilation / gcd};
-  }
-  return {0, 0, 1, 0, 1, 1};
-}
-
-inline int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 
 // How the channel of an input follows from the channel c of an output: c * times / over.
 struct ChannelMap {

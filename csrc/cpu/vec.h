@@ -10,6 +10,7 @@
 // GCC 12 takes the "undefined" registers of its own intrinsics for mistakes, five thousand times.
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 #endif
@@ -278,44 +279,6 @@ inline void finish_streams() {
 #if defined(__AVX512F__)
   _mm_sfence();
 #endif
-}
-
-// --- activations ---
-
-// exp by 2^n * e^r with |r| <= ln2 / 2: Taylor in Horner form, degree 7 in float (0.6 ulp), 13 in double.
-template <class S, int L>
-LIGHTKERNELS_INLINE Vec<S, L> exp(Vec<S, L> x) {
-  constexpr bool kDouble = std::is_same_v<S, double>;
-  using I = std::conditional_t<kDouble, int64_t, int32_t>;
-  using V = Vec<S, L>;
-  const S top = kDouble ? S(709.78) : S(88.72), bottom = kDouble ? S(-708.39) : S(-87.33);
-  V r = clamp(x, splat<L>(bottom), splat<L>(top));
-  const S magic = kDouble ? S(6755399441055744.0) : S(12582912.0);  // adding it rounds to an integer
-  V shifted = r * S(1.44269504088896340736) + magic;
-  V n = shifted - magic;
-  r = r - n * (kDouble ? S(0.693147180369123816490) : S(0.693145751953125));
-  r = r - n * (kDouble ? S(1.90821492927058770002e-10) : S(1.42860682030941723212e-6));
-  V e;
-  if constexpr (kDouble) {
-    constexpr double kFactorials[] = {479001600, 39916800, 3628800, 362880, 40320, 5040};
-    e = splat<L>(S(1.0 / 6227020800));
-    unroll<6>(LIGHTKERNELS_LAMBDA(auto i) { e = e * r + S(1 / kFactorials[i]); });
-  } else {
-    e = splat<L>(S(1.0 / 5040));
-  }
-  e = e * r + S(1.0 / 720);
-  e = e * r + S(1.0 / 120);
-  e = e * r + S(1.0 / 24);
-  e = e * r + S(1.0 / 6);
-  e = e * r + S(0.5);
-  e = e * r + S(1);
-  e = e * r + S(1);
-  const int bits = kDouble ? 52 : 23;
-  auto exponent = ((Vec<I, L>)shifted << bits);  // n, from the mantissa of the rounding trick
-  V scaled = (V)((Vec<I, L>)e + exponent);
-  scaled = x < bottom ? splat<L>(S(0)) : scaled;
-  scaled = x > top ? splat<L>(S(__builtin_inf())) : scaled;
-  return x != x ? x : scaled;
 }
 
 }  // namespace lightkernels::cpu

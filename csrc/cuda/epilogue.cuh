@@ -26,13 +26,25 @@ __device__ __forceinline__ A activate(A z, A alpha) {
   if constexpr (ACTIVATION == Activation::kTanh) return tanh(z);
   if constexpr (ACTIVATION == Activation::kGelu) return A(0.5) * z * (A(1) + erf(z * A(0.70710678118654752440)));
   if constexpr (ACTIVATION == Activation::kGeluTanh) {
-    return A(0.5) * z * (A(1) + tanh(A(0.79788456080286535588) * (z + A(0.044715) * z * z * z)));
+    return z / (A(1) + exp(A(-2 * 0.79788456080286535588) * (z + A(0.044715) * z * z * z)));  // sigmoid(2 u), u in tanh
   }
   if constexpr (ACTIVATION == Activation::kLeakyRelu || ACTIVATION == Activation::kPrelu) {
     return z > A(0) ? z : z * alpha;
   }
   if constexpr (ACTIVATION == Activation::kElu) return z < A(0) ? alpha * expm1(z) : z;
   return z;
+}
+
+// sigmoid(z) and its derivative, each with small results' digits.
+template <class A>
+struct Logistic {
+  A value, slope;
+};
+
+template <class A>
+__device__ __forceinline__ Logistic<A> logistic(A z) {
+  const A e = exp(z < A(0) ? z : -z), y = A(1) / (A(1) + e);
+  return {z < A(0) ? e * y : y, e * y * y};
 }
 
 // dy * act'(z).
@@ -48,22 +60,15 @@ __device__ __forceinline__ A derivative(A dy, A z, A alpha) {
     return z <= A(-3) ? A(0) : z < A(3) ? dy * (z / A(3) + A(0.5)) : dy;
   }
   if constexpr (ACTIVATION == Activation::kHardsigmoid) return z > A(-3) && z < A(3) ? dy / A(6) : A(0);
-  if constexpr (ACTIVATION == Activation::kSigmoid) {
-    const A y = A(1) / (A(1) + exp(-z));
-    return dy * (A(1) - y) * y;
-  }
-  if constexpr (ACTIVATION == Activation::kTanh) {
-    const A y = tanh(z);
-    return dy * (A(1) - y * y);
-  }
+  if constexpr (ACTIVATION == Activation::kSigmoid) return dy * logistic(z).slope;
+  if constexpr (ACTIVATION == Activation::kTanh) return dy * (A(4) * logistic(A(2) * z).slope);
   if constexpr (ACTIVATION == Activation::kGelu) {
     const A below = A(0.5) * (A(1) + erf(z * A(0.70710678118654752440)));
     return dy * (below + z * (A(0.39894228040143267794) * exp(A(-0.5) * z * z)));
   }
   if constexpr (ACTIVATION == Activation::kGeluTanh) {
-    const A t = tanh(A(0.79788456080286535588) * (z + A(0.044715) * z * z * z));
-    const A inner = A(0.79788456080286535588) * (A(1) + A(3 * 0.044715) * z * z);
-    return dy * (A(0.5) * (A(1) + t) + A(0.5) * z * (A(1) - t * t) * inner);
+    const auto of = logistic(A(2 * 0.79788456080286535588) * (z + A(0.044715) * z * z * z));
+    return dy * (of.value + z * of.slope * (A(2 * 0.79788456080286535588) * (A(1) + A(3 * 0.044715) * z * z)));
   }
   if constexpr (ACTIVATION == Activation::kLeakyRelu || ACTIVATION == Activation::kPrelu) {
     return z > A(0) ? dy : dy * alpha;

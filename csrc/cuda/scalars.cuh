@@ -37,6 +37,10 @@ __device__ __forceinline__ void store(T* p, Sum<T> v) {
 template <int BYTES>
 struct Bits;
 template <>
+struct Bits<2> {
+  using type = unsigned short;  // NOLINT
+};
+template <>
 struct Bits<4> {
   using type = unsigned;
 };
@@ -50,7 +54,7 @@ struct Bits<16> {
 };
 
 template <int V, class T>
-__device__ __forceinline__ void load(const T* p, float (&v)[V]) {
+__device__ __forceinline__ void load(const T* p, Sum<T> (&v)[V]) {
   using Word = typename Bits<V * sizeof(T)>::type;
   const Word word = __ldg(reinterpret_cast<const Word*>(p));
   T part[V];
@@ -60,17 +64,17 @@ __device__ __forceinline__ void load(const T* p, float (&v)[V]) {
 }
 
 template <int V, class T>
-__device__ __forceinline__ void load_or_zero(bool inside, const T* p, float (&v)[V]) {
+__device__ __forceinline__ void load_or_zero(bool inside, const T* p, Sum<T> (&v)[V]) {
   if (inside) {
     load(p, v);
   } else {
 #pragma unroll
-    for (int i = 0; i < V; ++i) v[i] = 0.f;
+    for (int i = 0; i < V; ++i) v[i] = 0;
   }
 }
 
 template <int V, class T>
-__device__ __forceinline__ void store(T* p, const float (&v)[V]) {
+__device__ __forceinline__ void store(T* p, const Sum<T> (&v)[V]) {
   using Word = typename Bits<V * sizeof(T)>::type;
   T part[V];
 #pragma unroll

@@ -1,21 +1,20 @@
-"""pointwise_conv2d and dilated_conv2d of the CUDA library without a GPU: values against float64, every kernel, and
-nothing that a GPU would punish. See tests/test_ptx_on_cpu_cuda.py."""
-
-import itertools
+"""pointwise_conv2d and dilated_conv2d of the CUDA library without a GPU: as tests/test_ptx_on_cpu_cuda.py, with the
+judges and the cases of the ops' own tests."""
 
 import pytest
+import test_dilated_conv2d as dilated
+import test_pointwise_conv2d as pointwise
 import torch
-import torch.nn.functional as F
-from bounds import assert_linear
+from convolution import DTYPES, Geometry
+from dense import Fused
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ptx_on_cpu import cuda
 
-from pytorch_ext import _epilogue
-from pytorch_ext._epilogue import Epilogue, channelwise
-
 pytestmark = pytest.mark.skipif(cuda.unavailable() is not None, reason=str(cuda.unavailable()))
-DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
-LAYOUTS = ["contiguous", "channels_last"]
-STEEP = 1.5  # no activation's slope is beyond this
+OPS = {"dilated_conv2d": dilated, "pointwise_conv2d": pointwise}
+CASES = [(op, case) for op, module in OPS.items() for case in module.REPRESENTATIVE if case[0][0]]  # no empty batch
+OTHER_LAYOUTS = ["sliced", "channels_last_sliced", "transposed", "expanded", "expanded_channels"]
 
 
 @pytest.fixture
@@ -24,100 +23,115 @@ def session():
         yield session
 
 
-def lay(t: torch.Tensor, layout: str) -> torch.Tensor:
-    """In a memory format; "odd": channels_last, and a slice that no vector of 16 bytes fits."""
-    if layout == "odd":
-        wide = torch.zeros(t.shape[0], *t.shape[2:], t.shape[1] + 1, dtype=t.dtype)
-        view = wide.permute(0, 3, 1, 2)[:, 1:]
-        return view.copy_(t)
-    form = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-    return t.contiguous(memory_format=form)
+def case_id(value) -> str:
+    return str(value[0]) if isinstance(value, tuple) else str(value)
 
 
-def drawn(*shape: int, dtype: torch.dtype, layout: str = "contiguous") -> torch.Tensor:
-    t = torch.randn(*shape).to(dtype)
-    return lay(t, layout) if len(shape) == 4 else t
+# --- values -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(("op", "case"), CASES, ids=case_id)
+def test_values(op, case, layout, dtype, session):
+    with session.as_cpu():
+        OPS[op].check_all(*case, layout=layout, dtype=dtype)
+    session.report.check()
 
 
-def padded_convolution(x, w, stride, padding, dilation, groups):
-    top, bottom, left, right = padding
-    return F.conv2d(F.pad(x, (left, right, top, bottom)), w, None, stride, 0, dilation, groups)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("layout", "weight_layout"), [
+    *((layout, "contiguous") for layout in OTHER_LAYOUTS),
+    *(("channels_last", layout) for layout in ("channels_last", "packed", "transposed", "sliced", "expanded")),
+])  # fmt: skip
+def test_other_layouts(layout, weight_layout, dtype, session):
+    options = {"dtype": dtype, "layout": layout, "weight_layout": weight_layout}
+    geometry = Geometry((1, 2), (1, 1, 1, 1))
+    with session.as_cpu():
+        dilated.check_all((2, 16, 6, 7), 24, (3, 3), geometry, 2, Fused("relu", residual="after"), **options)
+        pointwise.check_all((2, 16, 5, 7), 24, (1, 1), 1, Fused("relu", gate=True), **options)
+    session.report.check()
 
 
-def judge(y, x, w, bias, geometry, e: Epilogue) -> None:
-    """Against float64; nonlinear epilogues by the slope of their activation."""
-
-    def of(x, w, bias, e):
-        return padded_convolution(x.double(), w.double(), *geometry), *(None if t is None else t.double() for t in (
-            bias, e.slope, e.scale, e.residual, e.gate))  # fmt: skip
-
-    sums, bias64, slope, scale, residual, gate = of(x, w, bias, e)
-    wide = e._replace(slope=slope, scale=scale, residual=residual, gate=gate)
-    expected = _epilogue.apply(sums, bias64, wide)
-    magnitude = padded_convolution(x.double().abs(), w.double().abs(), *geometry)
-    magnitude = magnitude if scale is None else magnitude * channelwise(scale.abs(), magnitude)
-    for t in (bias64, residual):
-        if t is not None:
-            magnitude = magnitude + (t.abs() if t.dim() == 4 else channelwise(t.abs(), magnitude))
-    magnitude = magnitude if gate is None else magnitude * channelwise(gate.abs(), magnitude)
-    steep = max(STEEP, 1.0 if slope is None else float(slope.abs().max()))
-    assert_linear(y, expected, magnitude, w[0].numel() + 4, 1.0 if e.activation == "none" else steep)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("case", [
+    ((1, 8, 7, 8), 16, (1, 2), Geometry((3, 4), (0, 0, 1, 0)), 1),  # pixels that no tap meets
+    ((1, 8, 12, 11), 16, (3, 3), Geometry((2, 3), (2, 1, 3, 2), (2, 3)), 1),
+    ((1, 8, 12, 11), 8, (4, 3), Geometry((4, 6), (2, 1, 3, 2), (2, 4)), 1),  # strides and dilations share a factor
+    ((1, 4, 3, 3), 4, (2, 2), Geometry((50, 70), (30, 30, 40, 40), (7, 3)), 1),
+    ((1, 72, 4, 5), 136, (3, 3), Geometry((1, 1), (1, 1, 1, 1)), 1),
+], ids=case_id)  # fmt: skip
+def test_strides(case, layout, dtype, session):
+    with session.as_cpu():
+        dilated.check_all(*case, layout=layout, dtype=dtype)
+    session.report.check()
 
 
-def epilogue(name: str, dtype, c: int, y_shape, layout: str, rich: bool, first: bool) -> tuple:
-    """(bias, Epilogue)."""
-    slope = drawn(c, dtype=dtype) if name == "prelu" else None
-    alpha = {"leaky_relu": 0.1, "elu": 1.2}.get(name, 0.0)
-    if not rich:
-        return drawn(c, dtype=dtype), Epilogue(name, alpha, slope)
-    residual = drawn(*y_shape, dtype=dtype, layout=layout)
-    scale, gate = drawn(c, dtype=dtype), drawn(y_shape[0], c, dtype=dtype)
-    return drawn(c, dtype=dtype), Epilogue(name, alpha, slope, scale, residual, first, gate)
-
-
-# shape of x, co, kernel, (stride, padding, dilation, groups)
-DENSE = {
-    "3x3": ((2, 16, 7, 9), 24, (3, 3), ([1, 1], [1, 1, 1, 1], [1, 1], 1)),
-    "dilated, strided": ((1, 16, 12, 11), 16, (3, 3), ([2, 3], [2, 1, 3, 2], [2, 3], 1)),
-    "groups": ((2, 32, 5, 6), 48, (3, 2), ([2, 1], [1, 0, 1, 1], [1, 2], 2)),
-    "odd channels": ((2, 5, 6, 7), 7, (3, 3), ([1, 2], [1, 1, 1, 1], [1, 1], 1)),
-    "stem": ((1, 3, 13, 14), 16, (7, 7), ([2, 2], [3, 3, 3, 3], [1, 1], 1)),
-    "many sums": ((1, 72, 4, 5), 72, (3, 3), ([1, 1], [1, 1, 1, 1], [1, 1], 1)),
-    "one pixel": ((3, 8, 1, 1), 8, (3, 3), ([1, 1], [1, 1, 1, 1], [1, 1], 1)),
-    "stride beyond the kernel": ((1, 8, 7, 8), 16, (1, 2), ([3, 4], [0, 0, 1, 0], [1, 1], 1)),
-    "cropping": ((1, 8, 9, 9), 8, (3, 3), ([1, 1], [-1, 2, 1, -2], [1, 1], 1)),
-    "one row": ((1, 16, 1, 70), 40, (1, 3), ([1, 1], [0, 0, 1, 1], [1, 1], 1)),
+# Too much for the executor in every dtype: tiles of other sizes, by the road that leads to each.
+LARGE = {
+    "large": ((1, 16, 168, 165), 128, "contiguous"),
+    "large chunks": ((1, 16, 168, 165), 128, "channels_last"),
+    "narrow": ((1, 8, 168, 165), 24, "channels_last"),
 }
 
 
-def run_dense(session, name: str, dtype, layout: str, activation: str = "none", rich: bool = False) -> None:
-    shape, co, k, geometry = DENSE[name]
-    stride, padding, dilation, groups = geometry
-    x, w = drawn(*shape, dtype=dtype, layout=layout), drawn(co, shape[1] // groups, *k, dtype=dtype, layout=layout)
-    y_shape = padded_convolution(x.double(), w.double(), *geometry).shape
-    bias, e = epilogue(activation, dtype, co, y_shape, layout, rich, len(name) % 2 == 0)
-    y = session.op("dilated_conv2d")(x, w, bias, *geometry, *e, "auto", None)
-    judge(y, x, w, bias, geometry, e)
-    dy = drawn(*y_shape, dtype=dtype, layout=layout)
-    dx = session.op("dilated_conv2d_backward_input")(dy, w, *shape[2:], *geometry)
-    dw, db = session.op("dilated_conv2d_backward_weight")(dy, x, *k, *geometry)
-    judge_gradients(dx, dw, db, dy, x, w, geometry)
-
-
-def judge_gradients(dx, dw, db, dy, x, w, geometry) -> None:
-    def gradients(dy, x, w):
-        x, w = (t.double().detach().requires_grad_() for t in (x, w))
-        padded_convolution(x, w, *geometry).backward(dy.double())
-        return x.grad, w.grad
-
-    expected, magnitude = gradients(dy, x, w), gradients(dy.abs(), x.abs(), w.abs())
-    pixels = dy.numel() // dy.shape[1]
-    assert_linear(dx, expected[0], magnitude[0], w.numel() // w.shape[1] // geometry[3])
-    assert_linear(dw, expected[1], magnitude[1], pixels)
-    assert_linear(db, dy.double().sum((0, 2, 3)), dy.double().abs().sum((0, 2, 3)), pixels)
-
-
-@pytest.mark.parametrize(("name", "dtype", "layout"), list(itertools.product(DENSE, DTYPES, [*LAYOUTS, "odd"])), ids=str)
-def test_dense(name, dtype, layout, session):
-    run_dense(session, name, dtype, layout)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", LARGE)
+def test_large_images(name, dtype, session):
+    """Every pixel of a layer of many blocks, and its gradients."""
+    shape, co, layout = LARGE[name]
+    with session.as_cpu():
+        pointwise.check_all(shape, co, fused=Fused("hardswish", residual="after"), layout=layout, dtype=dtype)
     session.report.check()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_values_on_sm_90(dtype):
+    with cuda.device(90) as session, session.as_cpu():
+        dilated.check_all((2, 16, 7, 9), 24, (3, 3), Geometry((1, 1), (1, 1, 1, 1)), dtype=dtype,
+                          layout="channels_last")  # fmt: skip
+        pointwise.check_all((2, 16, 7, 9), 24, (1, 1), dtype=dtype)
+    session.report.check()
+
+
+@settings(max_examples=max(20, settings.default.max_examples // 5))
+@given(dilated.cases(), st.integers(0, 2**31))
+def test_drawn_dilated(case, seed):
+    torch.manual_seed(seed)
+    with cuda.device(80) as session, session.as_cpu():
+        dilated.check_all(*case[0], **case[1])
+    if session.launches:
+        session.report.check()
+
+
+@settings(max_examples=max(20, settings.default.max_examples // 5))
+@given(pointwise.cases(), st.integers(0, 2**31))
+def test_drawn_pointwise(case, seed):
+    torch.manual_seed(seed)
+    with cuda.device(80) as session, session.as_cpu():
+        pointwise.check_all(*case[0], **case[1])
+    if session.launches:
+        session.report.check()
+
+
+# --- host code --------------------------------------------------------------------------------------------------------
+def test_weight_is_packed_only_where_it_must(session):
+    """Whole chunks of input channels, one behind another, are read as they lie."""
+    for w, packed in (
+        (torch.randn(24, 16, 1, 1), False),
+        (torch.randn(24, 16, 3, 3), True),
+        (torch.randn(24, 16, 3, 3).contiguous(memory_format=torch.channels_last), False),
+        (torch.randn(24, 6, 1, 1), True),
+        (torch.randn(24, 17, 1, 1)[:, 1:], True),
+    ):
+        x = torch.randn(1, w.shape[1], 5, 5)
+        session.launches.clear()
+        session.op("dilated_conv2d")(x, w, None, [1, 1], [1] * 4, [1, 1], 1, *dilated.PLAIN, "auto", None)
+        assert any("pack_weight" in launch.kernel for launch in session.launches) == packed, w.shape
+
+
+def test_nothing_is_kept_packed(session):
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, cuda.KEY))
+    x, w = torch.randn(1, 6, 5, 5), torch.randn(4, 6, 1, 1)
+    assert pointwise.PACK.redispatch(keys, x, w, [1, 1], 1).numel() == 0
+    assert dilated.PACK.redispatch(keys, x, w, [1, 1], [0] * 4, [1, 1], 1, "auto").numel() == 0
+    assert not session.launches

@@ -51,3 +51,9 @@ def depthwise_conv2d(
     passes = {"forward": 1, "backward": 2, "step": 3}[direction]
     numbers = floats["forward"] + floats["backward"] if direction == "step" else floats[direction]
     return Work(passes * inside, passes * padded, FLOAT_BYTES * numbers)
+
+
+def activation(elements: int, direction: str = "forward") -> Work:
+    """Work of an activation in float32, taken as one operation an element: what binds are the bytes."""
+    tensors = {"forward": 2, "backward": 3}[direction]  # x and y; x, dy and dx
+    return Work(elements, elements, FLOAT_BYTES * tensors * elements)

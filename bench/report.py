@@ -39,6 +39,7 @@ SETS = {
     "thundernet_146": "ThunderNet, SNet146",
     "xception": "Xception",
     "mobilefacenet": "MobileFaceNet",
+    "activations": "Activations on their own",
     "overhead": "Cost of a call",
     "networks": "Whole networks",
 }

@@ -14,6 +14,13 @@ from ptx_on_cpu import cuda
 pytestmark = pytest.mark.skipif(cuda.unavailable() is not None, reason=str(cuda.unavailable()))
 OPS = {"dilated_conv2d": dilated, "pointwise_conv2d": pointwise}
 CASES = [(op, case) for op, module in OPS.items() for case in module.REPRESENTATIVE if case[0][0]]  # no empty batch
+STRIDES = [
+    ((1, 8, 7, 8), 16, (1, 2), Geometry((3, 4), (0, 0, 1, 0)), 1),  # pixels that no tap meets
+    ((1, 8, 12, 11), 16, (3, 3), Geometry((2, 3), (2, 1, 3, 2), (2, 3)), 1),
+    ((1, 8, 12, 11), 8, (4, 3), Geometry((4, 6), (2, 1, 3, 2), (2, 4)), 1),  # strides and dilations share a factor
+    ((1, 4, 3, 3), 4, (2, 2), Geometry((50, 70), (30, 30, 40, 40), (7, 3)), 1),
+    ((1, 72, 4, 5), 136, (3, 3), Geometry((1, 1), (1, 1, 1, 1)), 1),  # and a large tile of weight's gradient
+]
 OTHER_LAYOUTS = ["sliced", "channels_last_sliced", "transposed", "expanded", "expanded_channels"]
 
 
@@ -53,34 +60,39 @@ def test_other_layouts(layout, weight_layout, dtype, session):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("case", [
-    ((1, 8, 7, 8), 16, (1, 2), Geometry((3, 4), (0, 0, 1, 0)), 1),  # pixels that no tap meets
-    ((1, 8, 12, 11), 16, (3, 3), Geometry((2, 3), (2, 1, 3, 2), (2, 3)), 1),
-    ((1, 8, 12, 11), 8, (4, 3), Geometry((4, 6), (2, 1, 3, 2), (2, 4)), 1),  # strides and dilations share a factor
-    ((1, 4, 3, 3), 4, (2, 2), Geometry((50, 70), (30, 30, 40, 40), (7, 3)), 1),
-    ((1, 72, 4, 5), 136, (3, 3), Geometry((1, 1), (1, 1, 1, 1)), 1),
-], ids=case_id)  # fmt: skip
+@pytest.mark.parametrize("case", STRIDES, ids=case_id)
 def test_strides(case, layout, dtype, session):
     with session.as_cpu():
         dilated.check_all(*case, layout=layout, dtype=dtype)
     session.report.check()
 
 
-# Too much for the executor in every dtype: tiles of other sizes, by the road that leads to each.
+# Tiles of other sizes than small images take, by the road that leads to each.
+TWO_TAPS = ((1, 2), Geometry((1, 1), (0, 0, 1, 0)), 1)
+EPILOGUE = Fused("hardswish", residual="after")
 LARGE = {
     "large": ((1, 16, 168, 165), 128, "contiguous"),
     "large chunks": ((1, 16, 168, 165), 128, "channels_last"),
     "narrow": ((1, 8, 168, 165), 24, "channels_last"),
 }
+LARGE_DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", LARGE)
-def test_large_images(name, dtype, session):
+def run_large(op: str, name: str, dtype) -> None:
     """Every pixel of a layer of many blocks, and its gradients."""
     shape, co, layout = LARGE[name]
+    if op == "dilated_conv2d":
+        dilated.check_all(shape, co, *TWO_TAPS, EPILOGUE, layout=layout, dtype=dtype)
+    else:
+        pointwise.check_all(shape, co, fused=EPILOGUE, layout=layout, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", LARGE_DTYPES, ids=str)
+@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("op", OPS)
+def test_large_images(op, name, dtype, session):
     with session.as_cpu():
-        pointwise.check_all(shape, co, fused=Fused("hardswish", residual="after"), layout=layout, dtype=dtype)
+        run_large(op, name, dtype)
     session.report.check()
 
 
@@ -111,6 +123,20 @@ def test_drawn_pointwise(case, seed):
         pointwise.check_all(*case[0], **case[1])
     if session.launches:
         session.report.check()
+
+
+def run_every_case() -> None:
+    """All that is above but for what is drawn: tests/test_ptx_on_cpu_cuda.py counts the kernels that this launches."""
+    for layout in ("contiguous", "channels_last"):
+        for dtype in DTYPES:
+            for op, case in CASES:
+                OPS[op].check_all(*case, layout=layout, dtype=dtype)
+            for case in STRIDES:
+                dilated.check_all(*case, layout=layout, dtype=dtype)
+    for op in OPS:
+        for name in LARGE:
+            for dtype in LARGE_DTYPES:
+                run_large(op, name, dtype)
 
 
 # --- host code --------------------------------------------------------------------------------------------------------

@@ -118,5 +118,10 @@ def test_swapped_network_gives_the_same_logits(layout):
     after = swapped.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[name], before[name]) for name in before)
-    depthwise = [m for m in swapped.modules() if isinstance(m, torch.nn.Conv2d) and m.groups == m.in_channels]
-    assert [type(m) for m in depthwise] == 17 * [pytorch_ext.nn.DepthwiseConv2d]
+    convolutions = [type(m) for m in swapped.modules() if isinstance(m, torch.nn.Conv2d)]
+    ours = pytorch_ext.nn
+    assert {kind: convolutions.count(kind) for kind in convolutions} == {
+        ours.DilatedConv2d: 1,
+        ours.DepthwiseConv2d: 17,
+        ours.PointwiseConv2d: 34,
+    }

@@ -13,7 +13,15 @@ from bounds import assert_exact
 from torch import nn
 
 import pytorch_ext
-from pytorch_ext.nn import DepthwiseConv1d, DepthwiseConv2d, restore, swap
+from pytorch_ext.nn import (
+    DepthwiseConv1d,
+    DepthwiseConv2d,
+    DilatedConv1d,
+    DilatedConv2d,
+    PointwiseConv2d,
+    restore,
+    swap,
+)
 
 ACTIVATIONS = {"none": lambda z: z, "relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": F.hardswish}
 
@@ -32,12 +40,14 @@ class Net(nn.Module):
         self.norm = nn.BatchNorm2d(8)
         self.wide = nn.Conv2d(8, 16, (3, 5), (1, 2), (1, 2), groups=8)
         self.grouped = nn.Conv2d(16, 16, 3, padding=1, groups=4)
+        self.point = nn.Conv2d(16, 16, 1, groups=2)
         self.line = nn.Conv1d(16, 16, 3, padding="same", groups=16)
+        self.short = nn.Conv1d(16, 8, 1, bias=False)
         self.shared = nn.ModuleList([self.depthwise])
 
     def forward(self, x):
         x = self.shared[0](F.relu(self.norm(self.depthwise(self.stem(x)))))
-        return self.line(self.grouped(F.silu(self.wide(x))).mean(2))
+        return self.short(self.line(self.point(self.grouped(F.silu(self.wide(x)))).mean(2)))
 
 
 # --- modules ----------------------------------------------------------------------------------------------------------
@@ -256,19 +266,28 @@ def assert_fresh(module, x=None) -> None:
     with torch.inference_mode():
         packed = module._inference(x)
         assert packed is not None, "the short path was not taken"
-        assert packed.arguments[0].stride(0) == 1
-        assert_exact(packed.arguments[0].reshape(module.weight.shape), module.weight)
+        if isinstance(module, (DepthwiseConv1d, DepthwiseConv2d)):
+            assert packed.arguments[0].stride(0) == 1
+            assert_exact(packed.arguments[0].reshape(module.weight.shape), module.weight)
         assert_exact(module(x), module._conv_forward(x, module.weight, module.bias))
 
 
-@pytest.fixture(params=["Conv2d", "Conv1d"])
+MODULES = {
+    "DepthwiseConv2d": lambda: DepthwiseConv2d(9, 18, (3, 2), padding=1, activation="silu"),
+    "DepthwiseConv1d": lambda: DepthwiseConv1d(9, 18, 3, padding=1, activation="silu"),
+    "PointwiseConv2d": lambda: PointwiseConv2d(9, 18, groups=3, activation="silu"),
+    "DilatedConv2d": lambda: DilatedConv2d(9, 18, (3, 2), padding=1, activation="silu"),
+    "DilatedConv2d 3x3": lambda: DilatedConv2d(9, 18, 3, padding=2, dilation=2, activation="silu"),
+    "DilatedConv1d": lambda: DilatedConv1d(9, 18, 3, padding=1, activation="silu"),
+}
+
+
+@pytest.fixture(params=MODULES)
 def module(request):
     """A module whose packed weight exists."""
-    if request.param == "Conv2d":
-        module = DepthwiseConv2d(9, 18, (3, 2), padding=1, activation="silu").eval()
-    else:
-        module = DepthwiseConv1d(9, 18, 3, padding=1, activation="silu").eval()
-    module.x = lambda dtype=torch.float32: images(*((2, 9, 8, 9) if request.param == "Conv2d" else (2, 9, 8))).to(dtype)
+    module = MODULES[request.param]().eval()
+    shape = (2, 9, 8) if isinstance(module, nn.Conv1d) else (2, 9, 8, 9)
+    module.x = lambda dtype=torch.float32: images(*shape).to(dtype)
     with torch.inference_mode():
         module(module.x())
     assert module._packed is not None
@@ -316,8 +335,11 @@ def replace_data(module):
 
 def transpose_data(module):
     """The same memory and object, read in another order."""
-    if module.weight.dim() == 4:
-        module.weight.data = module.weight.data.reshape(18, 1, 2, 3)
+    shape = module.weight.shape
+    if module.weight.dim() == 4 and shape[2:] == (3, 2):
+        module.weight.data = module.weight.data.reshape(*shape[:2], 2, 3)
+    else:
+        module.weight.data = module.weight.data.flip(0).transpose(0, -1).contiguous().transpose(0, -1)
 
 
 def replace_parameter(module):
@@ -352,7 +374,7 @@ def test_packed_weight_is_never_stale(module, change):
 def test_packed_weight_follows_dtype(module, dtype):
     module.to(dtype)
     assert_fresh(module, module.x(dtype))
-    assert module._packed.arguments[0].dtype == dtype
+    assert module._packed.source[1] == dtype
     module.float()
     assert_fresh(module, module.x())
 
@@ -551,15 +573,20 @@ def test_swap_and_restore():
     with torch.no_grad():
         expected = net(x)
         report = swap(net)
-        assert report.replaced == ["depthwise", "wide", "line"]
-        assert list(report.left) == ["grouped"]
-        assert "4 groups for 16 channels" in report.left["grouped"]
-        assert str(report).splitlines()[0] == "swapped 3 depthwise convolutions, left 1"
-        assert "grouped: left, it has 4 groups" in str(report)
+        names = ["stem", "depthwise", "wide", "grouped", "point", "line", "short"]
+        assert report.replaced == names
+        assert not report.left
+        assert str(report).splitlines()[0] == (
+            "swapped 7 convolutions (2 DilatedConv2d, 2 DepthwiseConv2d, 1 PointwiseConv2d, 1 DepthwiseConv1d, "
+            "1 DilatedConv1d), left 0"
+        )
+        assert "  point: PointwiseConv2d" in str(report)
         assert type(net.depthwise) is type(net.wide) is DepthwiseConv2d
         assert type(net.line) is DepthwiseConv1d
         assert net.shared[0] is net.depthwise
-        assert type(net.stem) is type(net.grouped) is nn.Conv2d
+        assert type(net.stem) is type(net.grouped) is DilatedConv2d
+        assert type(net.point) is PointwiseConv2d
+        assert type(net.short) is DilatedConv1d
         torch.testing.assert_close(net(x), expected)
     assert all(a is b for a, b in zip(net.parameters(), parameters, strict=True))
     assert list(net.state_dict()) == list(state)
@@ -567,7 +594,7 @@ def test_swap_and_restore():
     assert not again.replaced
     assert "already" in again.left["wide"]
     undone = restore(net)
-    assert undone.replaced == ["depthwise", "wide", "line"]
+    assert undone.replaced == names
     assert not undone.left
     assert {name: type(module) for name, module in net.named_modules()} == kinds
     assert {name: dict(module.__dict__) for name, module in net.named_modules()} == dicts
@@ -636,7 +663,7 @@ def test_swap_copies_and_pickles():
     swap(net)
     for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
         assert type(other.wide) is DepthwiseConv2d
-        assert restore(other).replaced == ["depthwise", "wide", "line"]
+        assert restore(other).replaced == ["stem", "depthwise", "wide", "grouped", "point", "line", "short"]
         assert type(other.wide) is nn.Conv2d
     assert type(net.wide) is DepthwiseConv2d
 
@@ -670,11 +697,9 @@ def test_swap_leaves_what_it_does_not_know():
         "patched": (patched, "forward is replaced"),
         "complex": (conv(dtype=torch.complex64), "complex64"),
         "own": (DepthwiseConv2d(4, 4, 3, activation="relu"), "already"),
-        "grouped": (nn.Conv1d(4, 4, 3, groups=2), "2 groups for 4 channels"),
+        "point": (PointwiseConv2d(4, 4), "already"),
     }
     silent = {
-        "dense": nn.Conv2d(4, 4, 3),
-        "gray": nn.Conv2d(1, 8, 3),  # one channel: depthwise in form, dense in intent
         "transposed": nn.ConvTranspose2d(4, 4, 3, groups=4),
         "volume": nn.Conv3d(4, 4, 3, groups=4),
         "norm": nn.GroupNorm(2, 4),
@@ -692,6 +717,58 @@ def test_swap_leaves_what_it_does_not_know():
     }
     assert restore(net).replaced == ["good"]
     assert type(net["own"]) is DepthwiseConv2d
+
+
+@pytest.mark.parametrize("wanted", ["depthwise", "pointwise", "dense"])
+def test_swap_only_what_is_asked_for(wanted):
+    kinds = {
+        "depthwise": ["depthwise", "wide", "line"],
+        "pointwise": ["point"],
+        "dense": ["stem", "grouped", "short"],
+    }
+    net, x = Net().eval(), images(2, 3, 12, 14)
+    with torch.no_grad():
+        expected = net(x)
+        report = swap(net, **{kind: kind == wanted for kind in kinds})
+        torch.testing.assert_close(net(x), expected)
+    assert report.replaced == kinds[wanted]
+    for kind in kinds.keys() - {wanted}:
+        for name in kinds[kind]:
+            assert report.left[name] == f"it is {kind}, which was not asked for"
+
+
+def test_kinds_at_the_borders():
+    """One input channel: depthwise in form, dense in intent. 1x1 depthwise; padded 1x1; 1-D with one tap."""
+    net = nn.ModuleDict(
+        {
+            "gray": nn.Conv2d(1, 8, 3),
+            "gray point": nn.Conv2d(1, 8, 1),
+            "scale": nn.Conv2d(4, 4, 1, groups=4),
+            "padded": nn.Conv2d(4, 8, 1, padding=1),
+            "reflected": nn.Conv2d(4, 8, 1, padding=1, padding_mode="reflect"),
+            "strided": nn.Conv2d(4, 8, 1, 2, groups=2),
+            "tap": nn.Conv1d(4, 8, 1),
+            "row": nn.Conv2d(4, 8, (1, 3), padding="same"),
+        }
+    )
+    xs = {name: torch.randn(2, m.in_channels, *[9, 8][: len(m.kernel_size)]) for name, m in net.items()}
+    expected = {name: net[name](x) for name, x in xs.items()}
+    report = swap(net)
+    assert report.kinds == {
+        "gray": "DilatedConv2d",
+        "gray point": "PointwiseConv2d",
+        "scale": "DepthwiseConv2d",
+        "padded": "PointwiseConv2d",
+        "reflected": "PointwiseConv2d",
+        "strided": "PointwiseConv2d",
+        "tap": "DilatedConv1d",
+        "row": "DilatedConv2d",
+    }
+    for name, x in xs.items():
+        torch.testing.assert_close(net[name](x), expected[name])
+        with torch.inference_mode():
+            torch.testing.assert_close(net.eval()[name](x), expected[name])
+            torch.testing.assert_close(net[name](x[0]), expected[name][0])
 
 
 def test_lazy_is_swapped_once_it_is_known():

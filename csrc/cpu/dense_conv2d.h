@@ -1,141 +1,129 @@
-// PLACEHOLDER until gemm.h is there: dense convolution by its formula.
+// Dense convolution on the CPU as matrix products: one description for forward and backward, and its drivers.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
-
 #include "../dense_conv2d.h"
-#include "vec.h"
+#include "axis.h"
+#include "epilogue.h"
+#include "gemm.h"
 
 namespace lightkernels::cpu {
 
+// out[n, g*co + o, i, j] = epilogue(sum over k, u, v of w[o, k, u, v] * in[n, g*ci + k, h(i, u), w(j, v)]).
+struct DenseConv {
+  const void* in;
+  Strides4 in_strides;
+  int64_t ih, iw;
+  void* out;
+  Strides4 out_strides;
+  int64_t oh, ow;
+  const void* weight;  // strides may be negative
+  int64_t w_group, w_o, w_k, w_u, w_v;
+  int64_t n, groups, ci, co;
+  Axis h, w;
+  DType dtype;
+  Epilogue epilogue;
+  Activation input_activation;
+  const void* input_gate;
+  int64_t input_gate_n, input_gate_c;
+  int64_t shuffle;
+  const void* packed;  // what pack_dense made of it, or null
+
+  int64_t taps() const { return h.count * w.count; }
+  int64_t k() const { return ci * taps(); }
+  bool channels_innermost() const;
+};
+
+// Any DenseConv. Workspace and packed weights are in bytes.
+int64_t dense_workspace(const DenseConv& d);
+void dense_convolve(const DenseConv& d, const Launch& launch);
+int64_t dense_packed_bytes(const DenseConv& d);
+void pack_dense(const DenseConv& d, void* packed, const Launch& launch);
+
+// dweight and dbias.
+int64_t dense_weight_workspace(const DenseConv2dParams& p);
+void dense_backward_weight(const DenseConv2dParams& p, const Launch& launch);
+
+// --- what follows is shared by the drivers
+// ----------------------------------------------------------------------------
+
+constexpr int kMostSegments = 32;  // of a tile: more taps than these are added in turns
+constexpr int64_t kAlign = 64;
+
+inline int64_t aligned(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
+inline int64_t acc_bytes(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; }
+
+// Units that a thread should be given at least, when all of them are `work` multiply-adds.
+inline int64_t grain_of(int64_t units, int64_t work) {
+  return 1 + units * (1 << 18) / std::max<int64_t>(work, 1 << 18);
+}
+
+// One clamp for the clipped activations.
 template <class S>
-S act1(S z, Activation a, S alpha, S slope) {
-  switch (a) {
-    case Activation::kRelu: return z < 0 ? S(0) : z;
-    case Activation::kRelu6: return z < 0 ? S(0) : z > 6 ? S(6) : z;
-    case Activation::kSilu: return z / (1 + std::exp(-z));
-    case Activation::kHardswish: return z * std::min(std::max(z + 3, S(0)), S(6)) / 6;
-    case Activation::kHardsigmoid: return std::min(std::max(z + 3, S(0)), S(6)) / 6;
-    case Activation::kSigmoid: return 1 / (1 + std::exp(-z));
-    case Activation::kTanh: return std::tanh(z);
-    case Activation::kGelu: return z / 2 * (1 + std::erf(z * S(M_SQRT1_2)));
-    case Activation::kGeluTanh: return z / 2 * (1 + std::tanh(S(M_SQRT2 / std::sqrt(M_PI)) * (z + S(0.044715) * z * z * z)));
-    case Activation::kLeakyRelu: return z > 0 ? z : z * alpha;
-    case Activation::kElu: return z > 0 ? z : alpha * std::expm1(z);
-    case Activation::kPrelu: return z > 0 ? z : z * slope;
-    default: return z;
+struct Limits {
+  S low, high;
+
+  static constexpr S infinity() { return __builtin_inf(); }
+  explicit Limits(Activation a) {
+    const S inf = __builtin_inf();
+    low = a == Activation::kRelu || a == Activation::kRelu6 ? S(0) : -inf;
+    high = a == Activation::kRelu6 ? S(6) : inf;
+  }
+};
+
+// A tile of any number of segments, which segments_of(from, to) lists; bias, low and high hold for the whole.
+template <class S, class F>
+LIGHTKERNELS_INLINE void multiply_in_turns(Tile<S> tile, int64_t count, F&& segments_of, Form form = Form::kRows) {
+  const S low = tile.low, high = tile.high, inf = __builtin_inf();
+  for (int64_t at = 0;; at += kMostSegments) {
+    const int64_t to = std::min(count, at + kMostSegments);
+    const bool last = to == count;
+    tile.segments = segments_of(at, to), tile.count = to - at;
+    tile.low = last ? low : -inf, tile.high = last ? high : inf;
+    multiply_tile(form, tile);
+    if (last) return;
+    tile.accumulate = true, tile.bias = nullptr;
   }
 }
 
-template <class E>
-Acc<E> get(const void* p, int64_t i) { return load<1>(static_cast<const E*>(p) + i)[0]; }
-template <class E>
-void put(void* p, int64_t i, Acc<E> v) { store<1>(static_cast<E*>(p) + i, Vec<Acc<E>, 1>{v}); }
-
-template <class E>
-void dense_forward_typed(const DenseConv2dParams& p, const Launch& launch) {
-  using A = Acc<E>;
-  const int64_t c = p.groups * p.co;
-  launch.parallel(p.n * c, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t n = unit / c, o = unit % c, g = o / p.co;
-      const Epilogue& e = p.epilogue;
-      for (int64_t i = 0; i < p.oh; ++i)
-        for (int64_t j = 0; j < p.ow; ++j) {
-          A z = 0;
-          for (int64_t u = 0; u < p.kh; ++u)
-            for (int64_t v = 0; v < p.kw; ++v) {
-              const int64_t ih = i * p.stride_h + u * p.dilation_h - p.padding_t,
-                            iw = j * p.stride_w + v * p.dilation_w - p.padding_l;
-              if (ih < 0 || ih >= p.ih || iw < 0 || iw >= p.iw) continue;
-              for (int64_t k = 0; k < p.ci; ++k) {
-                const int64_t ch = g * p.ci + k;
-                A x = get<E>(p.x, n * p.x_strides.n + ch * p.x_strides.c + ih * p.x_strides.h + iw * p.x_strides.w);
-                x = act1<A>(x, p.input_activation, 0, 0);
-                if (p.input_gate) x *= get<E>(p.input_gate, n * p.input_gate_n + ch * p.input_gate_c);
-                z += x * get<E>(p.weight, o * p.weight_strides.n + k * p.weight_strides.c + u * p.weight_strides.h +
-                                             v * p.weight_strides.w);
-              }
-            }
-          if (e.scale) z *= get<E>(e.scale, o);
-          if (e.bias) z += get<E>(e.bias, o);
-          A r = 0;
-          if (e.residual) {
-            const Strides4& s = e.residual_strides;
-            r = get<E>(e.residual, n * s.n + o * s.c + i * s.h + j * s.w);
-          }
-          if (e.residual_first) z += r;
-          z = act1<A>(z, e.activation, A(e.alpha), e.slope ? get<E>(e.slope, o * e.slope_c) : A(0));
-          if (!e.residual_first) z += r;
-          if (e.gate) z *= get<E>(e.gate, n * e.gate_n + o * e.gate_c);
-          const int64_t per = c / p.shuffle, to = o % per * p.shuffle + o / per;
-          put<E>(p.y, n * p.y_strides.n + to * p.y_strides.c + i * p.y_strides.h + j * p.y_strides.w, z);
-        }
-    }
-  });
+// The forward convolution.
+inline DenseConv forward_of(const DenseConv2dParams& p) {
+  DenseConv d{};
+  d.in = p.x, d.in_strides = p.x_strides, d.ih = p.ih, d.iw = p.iw;
+  d.out = p.y, d.out_strides = p.y_strides, d.oh = p.oh, d.ow = p.ow;
+  const Strides4& w = p.weight_strides;
+  d.weight = p.weight, d.w_group = p.co * w.n, d.w_o = w.n, d.w_k = w.c, d.w_u = w.h, d.w_v = w.w;
+  d.n = p.n, d.groups = p.groups, d.ci = p.ci, d.co = p.co;
+  d.h = forward_axis(p.kh, p.stride_h, p.padding_t, p.dilation_h);
+  d.w = forward_axis(p.kw, p.stride_w, p.padding_l, p.dilation_w);
+  d.dtype = p.dtype, d.epilogue = p.epilogue, d.shuffle = p.shuffle;
+  d.input_activation = p.input_activation;
+  d.input_gate = p.input_gate, d.input_gate_n = p.input_gate_n, d.input_gate_c = p.input_gate_c;
+  d.packed = p.packed;
+  return d;
 }
 
-template <class E>
-void dense_backward_input_typed(const DenseConv2dParams& p, const Launch& launch) {
-  using A = Acc<E>;
-  const int64_t c = p.groups * p.ci;
-  launch.parallel(p.n * c, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t n = unit / c, ch = unit % c, g = ch / p.ci, k = ch % p.ci;
-      for (int64_t ih = 0; ih < p.ih; ++ih)
-        for (int64_t iw = 0; iw < p.iw; ++iw) {
-          A z = 0;
-          for (int64_t u = 0; u < p.kh; ++u)
-            for (int64_t v = 0; v < p.kw; ++v) {
-              const int64_t si = ih + p.padding_t - u * p.dilation_h, sj = iw + p.padding_l - v * p.dilation_w;
-              if (si < 0 || sj < 0 || si % p.stride_h || sj % p.stride_w) continue;
-              const int64_t i = si / p.stride_h, j = sj / p.stride_w;
-              if (i >= p.oh || j >= p.ow) continue;
-              for (int64_t o = 0; o < p.co; ++o) {
-                const int64_t oc = g * p.co + o;
-                z += get<E>(p.y, n * p.y_strides.n + oc * p.y_strides.c + i * p.y_strides.h + j * p.y_strides.w) *
-                     get<E>(p.weight, oc * p.weight_strides.n + k * p.weight_strides.c + u * p.weight_strides.h +
-                                          v * p.weight_strides.w);
-              }
-            }
-          put<E>(p.x, n * p.x_strides.n + ch * p.x_strides.c + ih * p.x_strides.h + iw * p.x_strides.w, z);
-        }
+// f(DenseConv) for each of those that make dx of dy.
+template <class F>
+void for_backward_input(const DenseConv2dParams& p, F&& f) {
+  const int64_t size = size_of(p.dtype);
+  for (int64_t phase_h = 0; phase_h < std::min(p.stride_h, p.ih); ++phase_h) {
+    for (int64_t phase_w = 0; phase_w < std::min(p.stride_w, p.iw); ++phase_w) {
+      DenseConv d{};
+      d.in = p.y, d.in_strides = p.y_strides, d.ih = p.oh, d.iw = p.ow;
+      d.h = transposed_axis(phase_h, p.kh, p.stride_h, p.padding_t, p.dilation_h);
+      d.w = transposed_axis(phase_w, p.kw, p.stride_w, p.padding_l, p.dilation_w);
+      const Strides4& x = p.x_strides;
+      d.out = static_cast<char*>(p.x) + (phase_h * x.h + phase_w * x.w) * size;
+      d.out_strides = {x.n, x.c, x.h * p.stride_h, x.w * p.stride_w};
+      d.oh = (p.ih - phase_h + p.stride_h - 1) / p.stride_h, d.ow = (p.iw - phase_w + p.stride_w - 1) / p.stride_w;
+      const Strides4& w = p.weight_strides;
+      d.weight = static_cast<char*>(p.weight) + (d.h.tap * w.h + d.w.tap * w.w) * size;
+      d.w_group = p.co * w.n, d.w_o = w.c, d.w_k = w.n, d.w_u = d.h.tap_step * w.h, d.w_v = d.w.tap_step * w.w;
+      d.n = p.n, d.groups = p.groups, d.ci = p.co, d.co = p.ci;
+      d.dtype = p.dtype, d.shuffle = 1;
+      f(d);
     }
-  });
-}
-
-template <class E>
-void dense_backward_weight_typed(const DenseConv2dParams& p, const Launch& launch) {
-  using A = Acc<E>;
-  launch.parallel(p.groups * p.co, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t o = begin; o < end; ++o) {
-      const int64_t g = o / p.co;
-      for (int64_t k = 0; k < p.ci; ++k)
-        for (int64_t u = 0; u < p.kh; ++u)
-          for (int64_t v = 0; v < p.kw; ++v) {
-            A z = 0;
-            for (int64_t n = 0; n < p.n; ++n)
-              for (int64_t i = 0; i < p.oh; ++i)
-                for (int64_t j = 0; j < p.ow; ++j) {
-                  const int64_t ih = i * p.stride_h + u * p.dilation_h - p.padding_t,
-                                iw = j * p.stride_w + v * p.dilation_w - p.padding_l;
-                  if (ih < 0 || ih >= p.ih || iw < 0 || iw >= p.iw) continue;
-                  z += get<E>(p.y, n * p.y_strides.n + o * p.y_strides.c + i * p.y_strides.h + j * p.y_strides.w) *
-                       get<E>(p.x, n * p.x_strides.n + (g * p.ci + k) * p.x_strides.c + ih * p.x_strides.h +
-                                       iw * p.x_strides.w);
-                }
-            put<E>(p.weight, o * p.weight_strides.n + k * p.weight_strides.c + u * p.weight_strides.h +
-                                 v * p.weight_strides.w, z);
-          }
-      A s = 0;
-      for (int64_t n = 0; n < p.n; ++n)
-        for (int64_t i = 0; i < p.oh; ++i)
-          for (int64_t j = 0; j < p.ow; ++j)
-            s += get<E>(p.y, n * p.y_strides.n + o * p.y_strides.c + i * p.y_strides.h + j * p.y_strides.w);
-      if (p.dbias) put<E>(p.dbias, o, s);
-    }
-  });
+  }
 }
 
 }  // namespace lightkernels::cpu

@@ -1,0 +1,265 @@
+// Dense convolution where channels are innermost: pixels x weights. A tile's rows are pixels at equal distances, read
+// where they lie; its columns are output channels; taps that lie in the padding are left out.
+#include "dense_conv2d_nhwc.h"
+
+#include "pack.h"
+
+namespace lightkernels::cpu {
+namespace {
+
+constexpr int64_t kBlockBytes =
+    192 << 10;  // of the input that is worked through for one panel of weights: it stays in L2
+
+// A rectangle of outputs whose taps are [u_begin, u_end) x [v_begin, v_end).
+struct Rectangle {
+  int64_t i_begin, i_end, j_begin, j_end, u_begin, u_end, v_begin, v_end;
+};
+
+// What one unit of work reads and writes; (row, column) of the input at `in` is (in_row, in_column).
+template <class S>
+struct Block {
+  int64_t n, group;
+  const S* in;
+  int64_t in_h, in_w, in_row, in_column;
+  int64_t first_vector, vectors;  // the panel
+  const S* weight;                // packed
+};
+
+// Pixels in one row, where nothing tells rows apart.
+DenseConv merged(DenseConv d) {
+  if (d.taps() != 1 || d.h.step != 1 || d.w.step != 1 || d.h.first != 0 || d.w.first != 0 || d.oh > d.ih ||
+      d.ow != d.iw) {
+    return d;
+  }
+  const Strides4 &x = d.in_strides, &y = d.out_strides, &r = d.epilogue.residual_strides;
+  const bool residual = d.epilogue.residual;
+  if (x.h != d.iw * x.w || y.h != d.ow * y.w || (residual && r.h != d.ow * r.w)) return d;
+  const int64_t image = d.oh * d.ow;
+  d.ih = d.oh = 1, d.iw = d.ow = image;
+  if (d.epilogue.gate || d.input_gate) return d;
+  if (x.n != image * x.w || y.n != image * y.w || (residual && r.n != image * r.w)) return d;
+  d.iw = d.ow = d.n * image, d.n = 1;
+  return d;
+}
+
+template <class E>
+class Nhwc {
+  using S = Acc<E>;
+  static constexpr int L = lanes<S>();
+
+ public:
+  Nhwc(const DenseConv& conv, void* workspace) : d(merged(conv)), limits(d.epilogue.activation) {
+    const bool plain = !d.input_gate && d.input_activation == Activation::kNone;
+    staged = !std::is_same_v<E, S> || d.in_strides.c != 1 || !plain || conflicts();
+    direct = std::is_same_v<E, S> && d.out_strides.c == 1 && d.shuffle == 1 && d.epilogue.is_clamp();
+    vectors = (d.co + L - 1) / L;
+    const int64_t row_bytes = std::max<int64_t>(1, d.iw * d.ci * int64_t{sizeof(S)});
+    if (d.oh == 1) {
+      columns =
+          std::max<int64_t>(tile_rows<S>(2), kBlockBytes / std::max<int64_t>(1, d.ci * int64_t{sizeof(S)} * d.w.step));
+      columns = std::min(columns / tile_rows<S>(2) * tile_rows<S>(2), std::max<int64_t>(d.ow, 1));
+      if (d.taps() > 1) columns = d.ow;
+      rows = 1;
+    } else {
+      columns = d.ow;
+      rows = std::min(d.oh, std::max<int64_t>(1, kBlockBytes / row_bytes / d.h.step));
+    }
+    bands = (d.oh + rows - 1) / rows, chunks = (d.ow + columns - 1) / columns;
+    panels = panel_count(vectors);
+    const int64_t blocks = d.n * d.groups * bands * chunks;
+    splits = std::min(panels, std::max<int64_t>(1, 16 / blocks));
+    units = blocks * splits;
+    grain = grain_of(units, d.n * d.groups * d.oh * d.ow * d.co * std::max<int64_t>(d.k(), 1));
+    if (staged) {
+      grain = std::max(grain, (units + kMostSlots - 1) / kMostSlots);
+      const int64_t in_rows =
+          std::min(d.ih, (rows - 1) * d.h.step + std::max<int64_t>(0, d.h.count - 1) * d.h.dilation + 1);
+      const int64_t in_columns = chunks > 1 ? (columns - 1) * d.w.step + 1 : d.iw;
+      slot_bytes = aligned(std::max<int64_t>(1, in_rows) * in_columns * stage_step() * int64_t{sizeof(S)});
+    }
+    packed = static_cast<const S*>(d.packed ? d.packed : workspace);
+    slots = static_cast<char*>(workspace) + (d.packed ? 0 : packed_bytes());
+  }
+
+  int64_t packed_bytes() const { return aligned(d.groups * vectors * L * d.k() * int64_t{sizeof(S)}); }
+  int64_t workspace() const {
+    return (d.packed ? 0 : packed_bytes()) + (staged ? (units + grain - 1) / grain * slot_bytes : 0);
+  }
+
+  void pack(void* to, const Launch& launch) const {
+    launch.parallel(d.groups * panels, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t unit = begin; unit < end; ++unit) {
+        const auto [first, width] = panel_at(vectors, unit % panels);
+        const int64_t group = unit / panels, k = d.k();
+        pack_panel<E>(static_cast<const E*>(d.weight) + group * d.w_group + first * L * d.w_o, d, d.co - first * L,
+                      width * L, static_cast<S*>(to) + (group * vectors + first) * L * k);
+      }
+    });
+  }
+
+  void run(const Launch& launch) const {
+    if (!d.packed) pack(const_cast<S*>(packed), launch);
+    launch.parallel(units, grain, [&](int64_t begin, int64_t end) {
+      S* slot = reinterpret_cast<S*>(slots + begin / grain * slot_bytes);
+      for (int64_t unit = begin; unit < end; ++unit) one(unit, slot);
+    });
+  }
+
+ private:
+  static constexpr int64_t kMostSlots = 64;
+
+  // Pixels whose distance is a multiple of 4 KB fall into one set of L1, which holds fewer of them than a tile has
+  // rows.
+  bool conflicts() const {
+    return d.ci * int64_t{sizeof(S)} >= 4096 && d.in_strides.w * d.w.step * int64_t{sizeof(S)} % 4096 == 0;
+  }
+  int64_t stage_step() const { return conflicts() ? d.ci + 16 : d.ci; }
+
+  void one(int64_t unit, S* slot) const {
+    const int64_t split = unit % splits, block = unit / splits;
+    const int64_t chunk = block % chunks, band = block / chunks % bands;
+    Block<S> b{};
+    b.group = block / chunks / bands % d.groups, b.n = block / chunks / bands / d.groups;
+    const int64_t i_begin = band * rows, i_end = std::min(d.oh, i_begin + rows);
+    const int64_t j_begin = chunk * columns, j_end = std::min(d.ow, j_begin + columns);
+    if (staged) {
+      stage(b, i_begin, i_end, j_begin, j_end, slot);
+    } else {
+      b.in = static_cast<const S*>(d.in) + b.n * d.in_strides.n + b.group * d.ci;
+      b.in_h = d.in_strides.h, b.in_w = d.in_strides.w;
+    }
+    for (int64_t panel = panels * split / splits; panel < panels * (split + 1) / splits; ++panel) {
+      const auto [first, width] = panel_at(vectors, panel);
+      b.first_vector = first, b.vectors = width;
+      b.weight = packed + (b.group * vectors + first) * L * d.k();
+      for_same_taps(d.h, d.ih, i_begin, i_end, [&](int64_t i0, int64_t i1, int64_t u0, int64_t u1) {
+        for_same_taps(d.w, d.iw, j_begin, j_end, [&](int64_t j0, int64_t j1, int64_t v0, int64_t v1) {
+          rectangle(b, {i0, i1, j0, j1, u0, u1, v0, v1});
+        });
+      });
+    }
+  }
+
+  // The block's input as dense S, gated and activated.
+  void stage(Block<S>& b, int64_t i_begin, int64_t i_end, int64_t j_begin, int64_t j_end, S* slot) const {
+    const int64_t span = std::max<int64_t>(0, d.h.count - 1) * d.h.dilation;
+    const int64_t row = std::max<int64_t>(0, std::min(d.ih, d.h.first + i_begin * d.h.step));
+    const int64_t row_end = std::max(row, std::min(d.ih, d.h.first + (i_end - 1) * d.h.step + span + 1));
+    const int64_t column = chunks > 1 ? std::max<int64_t>(0, d.w.first + j_begin * d.w.step) : 0;
+    const int64_t last = chunks > 1 ? d.w.first + (j_end - 1) * d.w.step + 1 : d.iw;
+    const int64_t column_end = std::max(column, std::min(d.iw, last));
+    b.in = slot, b.in_w = stage_step(), b.in_h = (column_end - column) * b.in_w, b.in_row = row, b.in_column = column;
+    const int64_t channel = b.group * d.ci;
+    const E* in = static_cast<const E*>(d.in) + b.n * d.in_strides.n + channel * d.in_strides.c;
+    const E* gate = static_cast<const E*>(d.input_gate);
+    if (gate) gate += b.n * d.input_gate_n + channel * d.input_gate_c;
+    for (int64_t i = row; i < row_end; ++i) {
+      for (int64_t j = column; j < column_end; ++j) {
+        enter<E>(in + i * d.in_strides.h + j * d.in_strides.w, d.in_strides.c, gate, d.input_gate_c, d.input_activation,
+                 d.ci, slot + (i - row) * b.in_h + (j - column) * b.in_w);
+      }
+    }
+  }
+
+  void rectangle(const Block<S>& b, const Rectangle& r) const {
+    const int64_t height = r.i_end - r.i_begin, width = r.j_end - r.j_begin;
+    if (width >= height || 2 * width >= tile_rows<S>(static_cast<int>(b.vectors))) {
+      for (int64_t i = r.i_begin; i < r.i_end; ++i) run_of_pixels(b, r, i, r.j_begin, width, false);
+    } else {
+      for (int64_t j = r.j_begin; j < r.j_end; ++j) run_of_pixels(b, r, r.i_begin, j, height, true);
+    }
+  }
+
+  // `count` outputs from (i, j) on along a row, or down a column.
+  void run_of_pixels(const Block<S>& b, const Rectangle& r, int64_t i, int64_t j, int64_t count, bool down) const {
+    Tile<S> tile{};
+    const int64_t width = b.vectors * L, channel = b.first_vector * L;
+    tile.vectors = static_cast<int>(b.vectors), tile.columns = std::min(width, d.co - channel);
+    tile.a_step = down ? d.h.step * b.in_h : d.w.step * b.in_w;
+    tile.b_step = width;
+    tile.low = limits.low, tile.high = limits.high;
+    const int64_t first_channel = b.group * d.co + channel;
+    const int64_t y_pixel = down ? d.out_strides.h : d.out_strides.w;
+    E* y = static_cast<E*>(d.out) + b.n * d.out_strides.n + i * d.out_strides.h + j * d.out_strides.w;
+    Finish<S> finish{};
+    S sums[kTileRows<S, 2> * 3 * L];
+    if (direct) {
+      if (d.epilogue.bias) tile.bias = static_cast<const S*>(d.epilogue.bias) + first_channel;
+      tile.c_step = y_pixel;
+    } else {
+      tile.low = -limits.infinity(), tile.high = limits.infinity();
+      tile.c = sums, tile.c_step = width;
+      finish = finish_of(b.n, i, j, down, first_channel, tile.columns);
+      finish.sums = sums, finish.sums_step = width;
+    }
+    // Taps that lie one behind the other are one run of k.
+    const bool merges = d.w.dilation * b.in_w == d.ci;
+    const int64_t runs = merges ? 1 : r.v_end - r.v_begin, k = merges ? d.ci * (r.v_end - r.v_begin) : d.ci;
+    const int64_t segments = (r.u_end - r.u_begin) * runs;
+    const S* in =
+        b.in + (d.h.first + i * d.h.step - b.in_row) * b.in_h + (d.w.first + j * d.w.step - b.in_column) * b.in_w;
+    Segment<S> list[kMostSegments];
+    for_tiles(count, tile_rows<S>(tile.vectors), [&](int64_t at, int rows_) {
+      tile.rows = rows_;
+      if (direct) tile.c = reinterpret_cast<S*>(y + at * y_pixel) + first_channel;
+      multiply_in_turns(tile, segments, [&](int64_t from, int64_t to) {
+        for (int64_t s = from; s < to; ++s) {
+          const int64_t u = r.u_begin + s / runs, v = r.v_begin + s % runs;
+          list[s - from] = {in + u * d.h.dilation * b.in_h + v * d.w.dilation * b.in_w + at * tile.a_step,
+                            b.weight + (u * d.w.count + v) * d.ci * width, k};
+        }
+        return list;
+      });
+      if (direct) return;
+      finish.rows = rows_, finish.y = y + at * y_pixel;
+      if (finish.residual) {
+        finish.residual = static_cast<const E*>(residual_at(b.n, i, j)) + at * finish.residual_pixel;
+      }
+      finish_tile(d.dtype, finish);
+    });
+  }
+
+  const void* residual_at(int64_t n, int64_t i, int64_t j) const {
+    const Strides4& s = d.epilogue.residual_strides;
+    return static_cast<const E*>(d.epilogue.residual) + n * s.n + i * s.h + j * s.w;
+  }
+
+  Finish<S> finish_of(int64_t n, int64_t i, int64_t j, bool down, int64_t channel, int64_t columns_) const {
+    const Epilogue& e = d.epilogue;
+    Finish<S> f{};
+    f.epilogue = &e, f.lanes_are_channels = true, f.columns = columns_, f.n = n, f.channel = channel;
+    f.y_pixel = down ? d.out_strides.h : d.out_strides.w, f.y_channel = d.out_strides.c;
+    f.residual = e.residual ? residual_at(n, i, j) : nullptr;
+    f.residual_pixel = down ? e.residual_strides.h : e.residual_strides.w;
+    f.residual_channel = e.residual_strides.c;
+    f.channels = d.groups * d.co, f.shuffle = d.shuffle;
+    return f;
+  }
+
+  DenseConv d;
+  Limits<S> limits;
+  bool staged, direct;
+  int64_t vectors, panels;        // of one group's output channels
+  int64_t rows, columns;          // of a block of outputs
+  int64_t bands, chunks, splits;  // blocks down and along an image; parts of the panels
+  int64_t units, grain, slot_bytes = 0;
+  const S* packed;
+  char* slots;
+};
+
+}  // namespace
+
+int64_t nhwc_workspace(const DenseConv& d) {
+  return with_type(d.dtype, [&](auto type) { return Nhwc<decltype(type)>(d, nullptr).workspace(); });
+}
+int64_t nhwc_packed_bytes(const DenseConv& d) {
+  return with_type(d.dtype, [&](auto type) { return Nhwc<decltype(type)>(d, nullptr).packed_bytes(); });
+}
+void nhwc_pack(const DenseConv& d, void* packed, const Launch& launch) {
+  with_type(d.dtype, [&](auto type) { Nhwc<decltype(type)>(d, nullptr).pack(packed, launch); });
+}
+void nhwc_convolve(const DenseConv& d, const Launch& launch) {
+  with_type(d.dtype, [&](auto type) { Nhwc<decltype(type)>(d, launch.workspace).run(launch); });
+}
+
+}  // namespace lightkernels::cpu

@@ -792,6 +792,24 @@ def test_setp_of_floats(format):
             assert_same(code, got, [int(f(a.value, b.value)) for a, b in zip(*numbers)], *inputs)
 
 
+@pytest.mark.parametrize("format", ["f16", "bf16"])
+def test_setp_of_pairs(format):
+    """Of the low halves, and of the high: as Triton compares float16."""
+    a, b = ([floats(format, seed=2 * k + half).astype(np.uint32) for half in range(2)] for k in range(2))
+    b[0][::3], b[1][::4] = a[0][::3], a[1][::4]
+    pairs = [low | high << 16 for low, high in (a, b)]
+    for name, f in FLOAT_RELATIONS.items():
+        for half, predicate in enumerate("pq"):
+            numbers = [[parsed(v, format) for v in i[half].tolist()] for i in (a, b)]
+            truth = [bool(f(x.value, y.value)) for x, y in zip(*numbers)]
+            code = f"setp.{name}.{format}x2 p|q, a, b; mov.pred d, {predicate};"
+            assert_same(code, lanes(code, *pairs, out=bool), list(map(int, truth)), *pairs)
+            third = np.arange(len(truth), dtype=np.uint32)
+            code = f"setp.lt.u32 s, c, 99; setp.{name}.or.{format}x2 p|q, a, b, !s; mov.pred d, {predicate};"
+            want = [int(t or c >= 99) for t, c in zip(truth, third)]
+            assert_same(code, lanes(code, *pairs, third, out=bool), want, *pairs, third)
+
+
 @pytest.mark.parametrize("format", ["f32", "f64"])
 def test_testp_and_copysign(format):
     exponent = FORMATS[format][1]

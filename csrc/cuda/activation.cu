@@ -112,30 +112,30 @@ struct Cut {
 
 // dx and the sum of dslope over one part of a channel's elements, which lie in planes.
 // traffic: l2 1.00, loads 1.00, stores 1.00, shared 1.00 (tests/test_gpu_traffic.py)
-template <class T, int V>
-__global__ void __launch_bounds__(kThreads) prelu_backward_planes(Params p, Cut cut, Sum<T>* partial) {
-  __shared__ Sum<T> shared[kThreads / kWarp][1];
+template <class T, int V, class A>
+__global__ void __launch_bounds__(kThreads) prelu_backward_planes(Params p, Cut cut, A* partial) {
+  __shared__ A shared[kThreads / kWarp][1];
   const int64_t begin = blockIdx.y * cut.per_split;
   const int64_t end = begin + cut.per_split < cut.count ? begin + cut.per_split : cut.count;
   for (int64_t c = blockIdx.x; c < p.channels; c += gridDim.x) {
-    const Sum<T> alpha = load(static_cast<const T*>(p.slope) + c);
-    Sum<T> total[1] = {0};
+    const A alpha = load(static_cast<const T*>(p.slope) + c);
+    A total[1] = {0};
     int64_t row = (begin + threadIdx.x) / cut.vectors, at = begin + threadIdx.x - row * cut.vectors;
     for (int64_t j = begin + threadIdx.x; j < end; j += kThreads) {
       const int64_t i = (row * p.channels + c) * p.inner + at * V;
       row += cut.step_rows, at += cut.step_at;
       if (at >= cut.vectors) at -= cut.vectors, ++row;
-      Sum<T> z[V], dy[V];
+      A z[V], dy[V];
       load(static_cast<const T*>(p.x) + i, z);
       load(static_cast<const T*>(p.dy) + i, dy);
 #pragma unroll
       for (int k = 0; k < V; ++k) {
-        total[0] += z[k] > Sum<T>(0) ? Sum<T>(0) : dy[k] * z[k];
+        total[0] += z[k] > A(0) ? A(0) : dy[k] * z[k];
         dy[k] = derivative<Activation::kPrelu>(dy[k], z[k], alpha);
       }
       store(static_cast<T*>(p.dx) + i, dy);
     }
-    const Sum<T>* sum = sum_over_block<kThreads>(total, shared);
+    const A* sum = sum_over_block<kThreads>(total, shared);
     if (threadIdx.x == 0) partial[blockIdx.y * p.channels + c] = sum[0];
     __syncthreads();
   }
@@ -143,23 +143,23 @@ __global__ void __launch_bounds__(kThreads) prelu_backward_planes(Params p, Cut 
 
 // The same of V channels to a lane, where channels are innermost: threadIdx.y goes down the rows.
 // traffic: l2 1.00, loads 1.00, stores 1.00, shared 1.00 (tests/test_gpu_traffic.py)
-template <class T, int V>
-__global__ void __launch_bounds__(kThreads) prelu_backward_rows(Params p, Cut cut, Sum<T>* partial) {
-  __shared__ Sum<T> shared[V][kThreads];
+template <class T, int V, class A>
+__global__ void __launch_bounds__(kThreads) prelu_backward_rows(Params p, Cut cut, A* partial) {
+  __shared__ A shared[V][kThreads];
   const int64_t c = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * V, begin = blockIdx.y * cut.per_split;
   const int64_t end = begin + cut.per_split < cut.count ? begin + cut.per_split : cut.count;
   const unsigned me = threadIdx.y * blockDim.x + threadIdx.x;
-  Sum<T> total[V] = {}, alpha[V];
+  A total[V] = {}, alpha[V];
   if (c < p.channels) {
     load(static_cast<const T*>(p.slope) + c, alpha);
     for (int64_t row = begin + threadIdx.y; row < end; row += blockDim.y) {
       const int64_t i = row * p.channels + c;
-      Sum<T> z[V], dy[V];
+      A z[V], dy[V];
       load(static_cast<const T*>(p.x) + i, z);
       load(static_cast<const T*>(p.dy) + i, dy);
 #pragma unroll
       for (int k = 0; k < V; ++k) {
-        total[k] += z[k] > Sum<T>(0) ? Sum<T>(0) : dy[k] * z[k];
+        total[k] += z[k] > A(0) ? A(0) : dy[k] * z[k];
         dy[k] = derivative<Activation::kPrelu>(dy[k], z[k], alpha[k]);
       }
       store(static_cast<T*>(p.dx) + i, dy);
@@ -179,12 +179,12 @@ __global__ void __launch_bounds__(kThreads) prelu_backward_rows(Params p, Cut cu
 
 // dslope [c] from partial [splits, c].
 // traffic: l2 1.00, loads 1.00, stores 1.00, shared 1.00 (tests/test_gpu_traffic.py)
-template <class T>
+template <class T, class A>
 __global__ void __launch_bounds__(kWarp* kFinishGroups)
-    prelu_backward_finish(Params p, int64_t splits, const Sum<T>* partial) {
-  __shared__ Sum<T> shared[kFinishGroups][kWarp];
+    prelu_backward_finish(Params p, int64_t splits, const A* partial) {
+  __shared__ A shared[kFinishGroups][kWarp];
   const int64_t c = int64_t{blockIdx.x} * kWarp + threadIdx.x;
-  Sum<T> total = 0;
+  A total = 0;
   if (c < p.channels) {
     for (int64_t s = threadIdx.y; s < splits; s += kFinishGroups) total += partial[s * p.channels + c];
   }
@@ -288,14 +288,14 @@ void activation_backward(const ActivationParams& p, const Launch& launch) {
     const auto splits = static_cast<unsigned>(b.cut.splits);
     if (b.rows) {
       const int64_t across = (p.channels + int64_t{b.lanes} * kVector - 1) / (int64_t{b.lanes} * kVector);
-      launch_kernel(prelu_backward_rows<T, kVector>, dim3(blocks(across), splits), dim3(b.lanes, b.groups), 0,
+      launch_kernel(prelu_backward_rows<T, kVector, Sum<T>>, dim3(blocks(across), splits), dim3(b.lanes, b.groups), 0,
                     launch.stream, p, b.cut, partial);
     } else {
-      launch_kernel(prelu_backward_planes<T, kVector>, dim3(blocks(p.channels), splits), dim3(kThreads), 0,
+      launch_kernel(prelu_backward_planes<T, kVector, Sum<T>>, dim3(blocks(p.channels), splits), dim3(kThreads), 0,
                     launch.stream, p, b.cut, partial);
     }
-    launch_kernel(prelu_backward_finish<T>, dim3(blocks((p.channels + kWarp - 1) / kWarp)), dim3(kWarp, kFinishGroups),
-                  0, launch.stream, p, b.cut.splits, static_cast<const Sum<T>*>(partial));
+    launch_kernel(prelu_backward_finish<T, Sum<T>>, dim3(blocks((p.channels + kWarp - 1) / kWarp)),
+                  dim3(kWarp, kFinishGroups), 0, launch.stream, p, b.cut.splits, static_cast<const Sum<T>*>(partial));
   });
 }
 

@@ -24,7 +24,7 @@ __device__ __forceinline__ A activate(A z, A alpha) {
   if constexpr (ACTIVATION == Activation::kHardsigmoid) return clip6(z + A(3)) / A(6);
   if constexpr (ACTIVATION == Activation::kSigmoid) return A(1) / (A(1) + exp(-z));
   if constexpr (ACTIVATION == Activation::kTanh) return tanh(z);
-  if constexpr (ACTIVATION == Activation::kGelu) return A(0.5) * z * (A(1) + erf(z * A(0.70710678118654752440)));
+  if constexpr (ACTIVATION == Activation::kGelu) return A(0.5) * z * erfc(z * A(-0.70710678118654752440));
   if constexpr (ACTIVATION == Activation::kGeluTanh) {
     return z / (A(1) + exp(A(-2 * 0.79788456080286535588) * (z + A(0.044715) * z * z * z)));  // sigmoid(2 u), u in tanh
   }
@@ -63,7 +63,7 @@ __device__ __forceinline__ A derivative(A dy, A z, A alpha) {
   if constexpr (ACTIVATION == Activation::kSigmoid) return dy * logistic(z).slope;
   if constexpr (ACTIVATION == Activation::kTanh) return dy * (A(4) * logistic(A(2) * z).slope);
   if constexpr (ACTIVATION == Activation::kGelu) {
-    const A below = A(0.5) * (A(1) + erf(z * A(0.70710678118654752440)));
+    const A below = A(0.5) * erfc(z * A(-0.70710678118654752440));
     return dy * (below + z * (A(0.39894228040143267794) * exp(A(-0.5) * z * z)));
   }
   if constexpr (ACTIVATION == Activation::kGeluTanh) {

@@ -23,9 +23,23 @@ __device__ __forceinline__ void narrow(float v, float& out) { out = v; }
 __device__ __forceinline__ void narrow(float v, __half& out) { out = __float2half_rn(v); }
 __device__ __forceinline__ void narrow(float v, __nv_bfloat16& out) { out = __float2bfloat16_rn(v); }
 
+// CUDA's own __ldg of 16-bit floats (13.0) is an asm that is not volatile: the compiler moves it before the condition
+// that it stands behind, where p may be null.
+template <class T>
+__device__ __forceinline__ T read_only(const T* p) {
+  if constexpr (sizeof(T) == 2) {
+    const unsigned short bits = __ldg(reinterpret_cast<const unsigned short*>(p));  // NOLINT
+    T value;
+    memcpy(&value, &bits, sizeof(value));
+    return value;
+  } else {
+    return __ldg(p);
+  }
+}
+
 template <class T>
 __device__ __forceinline__ Sum<T> load(const T* p) {
-  return widen(__ldg(p));
+  return widen(read_only(p));
 }
 
 template <class T>

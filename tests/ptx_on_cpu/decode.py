@@ -484,14 +484,22 @@ def compare(p: Program, words: list[str], operands: list[str]) -> None:
     modifiers = kept(words, "ftz")
     mode = COMPARISONS[modifiers[0]] | (128 if "ftz" in words else 0)
     only(modifiers[1:], set(COMBINATIONS))
-    type = comparable(type)
-    first, _, second = operands[0].partition("|")
-    offsets = [p.write(first.strip(), "pred"), p.write(second.strip(), "pred") if second else _runtime.NONE]
-    offsets += [p.read(operands[1], type), p.read(operands[2], type)]
+    first, _, second = (name.strip() for name in operands[0].partition("|"))
+    combined = []
     if len(modifiers) > 1:
         predicate, negated = p.predicate(operands[3])
         mode |= COMBINATIONS[modifiers[1]] | (64 if negated else 0)
-        offsets.append(predicate)
+        combined = [predicate]
+    if type in ("f16x2", "bf16x2"):  # the second result is that of the high halves
+        halves = [[p._room(64), p._room(64)] for _ in range(2)]
+        for pair, operand in zip(halves, operands[1:3]):
+            p.emit("unpack.u32", [*pair, p.read(operand, type)], MOVE, vector=2)
+        for result, *values in zip((first, second), *halves):
+            p.emit(f"setp.{type[:-2]}", [p.write(result, "pred"), _runtime.NONE, *values, *combined], INT, mode=mode)
+        return
+    type = comparable(type)
+    offsets = [p.write(first, "pred"), p.write(second, "pred") if second else _runtime.NONE]
+    offsets += [p.read(operands[1], type), p.read(operands[2], type), *combined]
     p.emit(f"setp.{type}", offsets, INT, mode=mode)
 
 

@@ -7,6 +7,7 @@ One order of the tile serves both layouts: Triton moves it along whichever of it
 from __future__ import annotations
 
 import contextlib
+import math
 
 import torch
 import triton
@@ -42,6 +43,24 @@ def _pixel(p, h, w):
 
 
 @triton.jit
+def _vectors(at, V0: tl.constexpr, V1: tl.constexpr):
+    """Offsets of which V0 x V1 neighbours lie side by side, the first at a multiple of that."""
+    return tl.multiple_of(tl.max_contiguous(at, [V0, V1]), [V0, V1]) if V0 * V1 > 1 else at
+
+
+@triton.jit
+def load(pointer, at, inside, V0: tl.constexpr, V1: tl.constexpr):
+    """Zero where not inside."""
+    return tl.load(pointer + _vectors(at, V0, V1), tl.max_constancy(inside, [V0, V1]), 0)
+
+
+@triton.jit
+def store(pointer, at, value, inside, V0: tl.constexpr, V1: tl.constexpr):
+    value = value.to(pointer.dtype.element_ty)
+    tl.store(pointer + _vectors(at, V0, V1), value, tl.max_constancy(inside, [V0, V1]))
+
+
+@triton.jit
 def multiply_add(a, b, total, PRECISION: tl.constexpr):
     """total + a @ b; PRECISION is of float32: "ieee" or "tf32"."""
     return tl.dot(a, b, total, input_precision=PRECISION, out_dtype=total.dtype)
@@ -49,16 +68,18 @@ def multiply_add(a, b, total, PRECISION: tl.constexpr):
 
 @triton.jit
 def convolve(
-    x, row, column, h, w, x_k, x_h, x_w, inside,
-    weight, outs, weight_k, weight_u, weight_v,
-    input_gate, k, us, vs, down, right,
+    x, image, row, column, h, w, x_k, x_h, x_w, inside,
+    weight, first, outs, weight_k, weight_u, weight_v,
+    input_gate, channels, k, us, vs, down, right,
     INPUT_ACTIVATION: tl.constexpr, FLAT: tl.constexpr, PRECISION: tl.constexpr,
+    XK: tl.constexpr, XP: tl.constexpr, WC: tl.constexpr, WK: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """[C, P]: sums over k channels and us x vs taps, each `down` rows or `right` columns from the one before.
 
-    x and input_gate [1, P] point at a pixel's image, weight [C, 1] at its first channel and tap; row and column [1, P]
-    are of the first tap. FLAT: a block holds channels of several taps, so that few channels fill it.
+    image [1, P] is where a pixel's image begins in x, channels [1, P] in input_gate, first [C, 1] where an output's
+    weights begin; row and column [1, P] are of the first tap. FLAT: a block holds channels of several taps, so that few
+    channels fill it. XK or XP neighbours in x, and WC or WK in weight, can be moved at once.
     """
     SUM: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     total = tl.zeros([BLOCK_C, BLOCK_P], SUM)
@@ -70,21 +91,21 @@ def convolve(
             channel, tap = term % k, term // k
             more = term < k * taps
             u, v = tap // vs, tap % vs
-            a_at = weight + (channel * weight_k + u * weight_u + v * weight_v)[None, :]
+            a_at = first + (channel * weight_k + u * weight_u + v * weight_v)[None, :]
             i, j = row + (u * down)[:, None], column + (v * right)[:, None]
         else:  # taps are fastest: neighbouring taps read almost the same of x
             channel = step // taps * BLOCK_K + tl.arange(0, BLOCK_K).to(row.dtype)
             more = channel < k
             u, v = step % taps // vs, step % taps % vs
-            a_at = weight + channel[None, :] * weight_k + u * weight_u + v * weight_v
+            a_at = first + (u * weight_u + v * weight_v) + channel[None, :] * weight_k
             i, j = row + u * down, column + v * right
-        a = tl.load(a_at, outs & more[None, :], 0)
+        a = load(weight, a_at, outs & more[None, :], WC, WK)
         seen = inside & (i >= 0) & (i < h) & (j >= 0) & (j < w) & more[:, None]
-        b = tl.load(x + (i * x_h + j * x_w) + channel[:, None] * x_k, seen, 0)
+        b = load(x, image + (i * x_h + j * x_w) + channel[:, None] * x_k, seen, XK, XP)
         if INPUT_ACTIVATION != "none" or input_gate is not None:
             value = activate(b.to(SUM), 0.0, 0.0, INPUT_ACTIVATION)
             if input_gate is not None:
-                value *= tl.load(input_gate + channel[:, None], seen, 0).to(SUM)
+                value *= tl.load(input_gate + channels + channel[:, None], seen, 0).to(SUM)
             b = value.to(b.dtype)
         total = multiply_add(a, b, total, PRECISION)
     return total
@@ -112,6 +133,14 @@ def device_of(t: Tensor):
 def by_taps(weight: Tensor) -> Tensor:
     """[co, kh, kw, ci] in memory, as channels_last models have it: else each element lies in a sector of its own."""
     return weight if weight.stride(1) == 1 else weight.contiguous(memory_format=torch.channels_last)
+
+
+def vector(t: Tensor, dimension: int, *sizes: int) -> int:
+    """How many neighbours along a dimension can be moved at once, 16 bytes at most, where sizes begin and end them."""
+    if t.stride(dimension) != 1:
+        return 1
+    apart = (t.stride(d) for d in range(t.dim()) if d != dimension and t.shape[d] > 1)
+    return math.gcd(16 // t.element_size(), *sizes, *apart)
 
 
 def flat(t: Tensor | None) -> Tensor | None:

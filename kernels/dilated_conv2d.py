@@ -24,8 +24,11 @@ from .dense_conv2d import (
     convolve,
     device_of,
     flat,
+    load,
     multiply_add,
     precision,
+    store,
+    vector,
     wide,
 )
 from .epilogue import activate
@@ -45,6 +48,7 @@ def dense_forward_kernel(
     ACTIVATION: tl.constexpr, ALPHA: tl.constexpr, RESIDUAL_FIRST: tl.constexpr,
     INPUT_ACTIVATION: tl.constexpr, SHUFFLE: tl.constexpr, FLAT: tl.constexpr,
     PRECISION: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr,
+    XK: tl.constexpr, XP: tl.constexpr, WK: tl.constexpr, YC: tl.constexpr, YP: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """co and ci are the channels of a group."""
@@ -54,13 +58,11 @@ def dense_forward_kernel(
     n, i, j = _pixel(p, oh, ow)
     o = group * co + local
     outs = local < co
-    if input_gate is not None:
-        input_gate += n * (ci * groups) + group * ci
     z = convolve(
-        x + n * x_n + group * ci * x_c, i * stride_h - padding_t, j * stride_w - padding_l, ih, iw,
-        x_c, x_h, x_w, p < pixels, weight + o * weight_o, outs, weight_k, weight_u, weight_v,
-        input_gate, ci, KH, KW, dilation_h, dilation_w,
-        INPUT_ACTIVATION, FLAT, PRECISION, BLOCK_C, BLOCK_P, BLOCK_K,
+        x, n * x_n + group * ci * x_c, i * stride_h - padding_t, j * stride_w - padding_l, ih, iw,
+        x_c, x_h, x_w, p < pixels, weight, o * weight_o, outs, weight_k, weight_u, weight_v,
+        input_gate, n * (ci * groups) + group * ci, ci, KH, KW, dilation_h, dilation_w,
+        INPUT_ACTIVATION, FLAT, PRECISION, XK, XP, 1, WK, BLOCK_C, BLOCK_P, BLOCK_K,
     )  # fmt: skip
     SUM: tl.constexpr = z.dtype
     inside = outs & (p < pixels)
@@ -69,20 +71,20 @@ def dense_forward_kernel(
     if bias is not None:
         z += tl.load(bias + o, outs, 0).to(SUM)
     if residual is not None:
-        residual += n * r_n + o * r_c + i * r_h + j * r_w
+        added = load(residual, n * r_n + o * r_c + i * r_h + j * r_w, inside, YC, YP).to(SUM)
         if RESIDUAL_FIRST:
-            z += tl.load(residual, inside, 0).to(SUM)
+            z += added
     slopes = 0.0
     if slope is not None:
         slopes = tl.load(slope + o * slope_c, outs, 0).to(SUM)
     z = activate(z, ALPHA, slopes, ACTIVATION)
     if residual is not None and not RESIDUAL_FIRST:
-        z += tl.load(residual, inside, 0).to(SUM)
+        z += added
     if gate is not None:
         z *= tl.load(gate + n * (co * groups) + o, inside, 0).to(SUM)
     if SHUFFLE > 1:
         o = o % (co * groups // SHUFFLE) * SHUFFLE + o // (co * groups // SHUFFLE)
-    tl.store(y + n * y_n + o * y_c + i * y_h + j * y_w, z.to(y.dtype.element_ty), inside)
+    store(y, n * y_n + o * y_c + i * y_h + j * y_w, z, inside, YC, YP)
 
 
 @triton.jit
@@ -104,6 +106,7 @@ def dense_backward_input_kernel(
     stride_h, stride_w, padding_t, padding_l, dilation_h, dilation_w, apart_h, apart_w,
     KH: tl.constexpr, KW: tl.constexpr,
     PRECISION: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr,
+    XC: tl.constexpr, XP: tl.constexpr, WC: tl.constexpr, YK: tl.constexpr, YP: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """A tile's pixels are a stride apart, so that all of them meet the same taps: every apart-th from the first."""
@@ -122,15 +125,15 @@ def dense_backward_input_kernel(
     row = i + (place_i - u * dilation_h) // stride_h
     column = j + (place_j - v * dilation_w) // stride_w
     total = convolve(
-        dy + n * dy_n + group * co * dy_c, row, column, oh, ow, dy_c, dy_h, dy_w, p < pixels,
-        weight + group * co * weight_o + local * weight_k + u * weight_u + v * weight_v, local < ci,
-        weight_o, apart_h * weight_u, apart_w * weight_v, None, co, us, vs,
+        dy, n * dy_n + group * co * dy_c, row, column, oh, ow, dy_c, dy_h, dy_w, p < pixels,
+        weight, group * co * weight_o + u * weight_u + v * weight_v + local * weight_k, local < ci,
+        weight_o, apart_h * weight_u, apart_w * weight_v, None, 0, co, us, vs,
         -(apart_h * dilation_h // stride_h), -(apart_w * dilation_w // stride_w),
-        "none", False, PRECISION, BLOCK_C, BLOCK_P, BLOCK_K,
+        "none", False, PRECISION, YK, YP, WC, 1, BLOCK_C, BLOCK_P, BLOCK_K,
     )  # fmt: skip
     i, j = first_i + i * stride_h, first_j + j * stride_w
-    dx += n * dx_n + (group * ci + local) * dx_c + i * dx_h + j * dx_w
-    tl.store(dx, total.to(dx.dtype.element_ty), (local < ci) & (p < pixels) & (i < ih) & (j < iw))
+    at = n * dx_n + (group * ci + local) * dx_c + i * dx_h + j * dx_w
+    store(dx, at, total, (local < ci) & (p < pixels) & (i < ih) & (j < iw), XC, XP)
 
 
 @triton.jit
@@ -141,7 +144,8 @@ def dense_backward_weight_kernel(
     dy_n, dy_c, dy_h, dy_w,
     out_split, out_tap, out_pair,
     stride_h, stride_w, padding_t, padding_l, dilation_h, dilation_w,
-    KH: tl.constexpr, KW: tl.constexpr, FLAT: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
+    kh, kw, FLAT: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
+    XK: tl.constexpr, XP: tl.constexpr, YC: tl.constexpr, YP: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """dweight [split, tap, pair of channels] and dbias [split, o]: sums of `steps` blocks of pixels each.
@@ -151,32 +155,32 @@ def dense_backward_weight_kernel(
     SUM: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     block, group, index = _work(tl.program_id(0), co, groups, BLOCK_C)
     if FLAT:
-        k_block, _, split = _work(index, KH * KW * ci, 1, BLOCK_K)
+        k_block, _, split = _work(index, kh * kw * ci, 1, BLOCK_K)
         term = _range(k_block, WIDE, BLOCK_K)
-        tap, k, more = term // ci, term % ci, term < KH * KW * ci
+        tap, k, more = term // ci, term % ci, term < kh * kw * ci
         once = k_block == 0
-        down, right = (tap // KW * dilation_h)[None, :], (tap % KW * dilation_w)[None, :]
+        down, right = (tap // kw * dilation_h)[None, :], (tap % kw * dilation_w)[None, :]
         place = (tap * out_tap + k * out_pair)[None, :]
     else:
-        k_block, tap, split = _work(index, ci, KH * KW, BLOCK_K)
+        k_block, tap, split = _work(index, ci, kh * kw, BLOCK_K)
         k = _range(k_block, WIDE, BLOCK_K)
         more = k < ci
         once = (tap == 0) & (k_block == 0)
-        down, right = tap // KW * dilation_h, tap % KW * dilation_w
+        down, right = tap // kw * dilation_h, tap % kw * dilation_w
         place = tap.to(k.dtype) * out_tap + (k * out_pair)[None, :]
     local = _range(block, WIDE, BLOCK_C)
     o = group * co + local
-    x += group * ci * x_c + k[None, :] * x_c
+    x_channel = (group * ci + k)[None, :] * x_c
     total = tl.zeros([BLOCK_C, BLOCK_K], SUM)
     bias = tl.zeros([BLOCK_C], SUM)
     for step in range(split * steps, (split + 1) * steps):
         p = _range(step, WIDE, BLOCK_P)
         n, i, j = _pixel(p, oh, ow)
-        a_at = dy + o[:, None] * dy_c + (n * dy_n + i * dy_h + j * dy_w)[None, :]
-        a = tl.load(a_at, (local < co)[:, None] & (p < pixels)[None, :], 0)
+        a_at = o[:, None] * dy_c + (n * dy_n + i * dy_h + j * dy_w)[None, :]
+        a = load(dy, a_at, (local < co)[:, None] & (p < pixels)[None, :], YC, YP)
         row, column = (i * stride_h - padding_t)[:, None] + down, (j * stride_w - padding_l)[:, None] + right
         seen = (p < pixels)[:, None] & (row >= 0) & (row < ih) & (column >= 0) & (column < iw) & more[None, :]
-        b = tl.load(x + ((n * x_n)[:, None] + row * x_h + column * x_w), seen, 0)
+        b = load(x, (n * x_n)[:, None] + row * x_h + column * x_w + x_channel, seen, XP, XK)
         total = multiply_add(a, b, total, PRECISION)
         if once:
             bias += tl.sum(a.to(SUM), 1)
@@ -209,8 +213,8 @@ def dense_backward_weight_finish_kernel(
 CONFIGS = [
     triton.Config({"BLOCK_C": c, "BLOCK_P": p, "BLOCK_K": k}, num_warps=warps, num_stages=stages)
     for c, p, k, warps, stages in (
-        (16, 128, 16, 4, 3), (32, 64, 32, 4, 3), (32, 128, 32, 4, 3), (64, 64, 32, 4, 3),
-        (64, 128, 32, 8, 3), (128, 128, 32, 8, 3),
+        (16, 128, 16, 4, 3), (32, 64, 32, 4, 3), (32, 128, 32, 4, 3), (64, 64, 16, 4, 3),
+        (64, 64, 32, 4, 3), (64, 128, 32, 8, 3), (128, 128, 32, 8, 3),
     )
 ]  # fmt: skip
 GEOMETRY = ["co", "ci", "groups", "ih", "iw", "oh", "ow", "KH", "KW", "stride_h", "dilation_h", "PRECISION"]
@@ -272,10 +276,20 @@ def _few(weight: Tensor) -> bool:
     return weight.shape[1] < 16 and weight[0, 0].numel() > 1
 
 
+def _plain(weight: Tensor, stride, padding) -> bool:
+    """Does each pixel of y see one of x, and that at its own place?"""
+    return tuple(weight.shape[2:]) == (1, 1) and tuple(stride) == (1, 1) and not any(padding)
+
+
+def _along_rows(image: Tensor, weight: Tensor, stride, padding) -> int:
+    """As `vector`, for what is read or written of an image in the order of the other's pixels."""
+    return vector(image, 3, image.shape[3]) if _plain(weight, stride, padding) else 1
+
+
 def _collapsed(weight: Tensor, stride, padding, *images: Tensor | None):
     """The images as one row each, where a 1x1 kernel sees no difference and their strides allow it."""
     together = all(t is None or t.shape[2] == 1 or t.stride(2) == t.shape[3] * t.stride(3) for t in images)
-    if not together or tuple(weight.shape[2:]) != (1, 1) or tuple(stride) != (1, 1) or any(padding):
+    if not together or not _plain(weight, stride, padding):
         return images
     return tuple(None if t is None else t.view(*t.shape[:2], 1, -1) for t in images)
 
@@ -300,6 +314,7 @@ def forward_into(
         return
     x, y, residual = _collapsed(weight, stride, padding, x, y, e.residual)
     weight = by_taps(weight)
+    stored = (y,) if residual is None else (y, residual)
     _launch(
         _forward,
         y,
@@ -308,7 +323,7 @@ def forward_into(
         (
             x, weight, *map(flat, (bias, e.slope, e.scale)), residual, flat(e.gate), flat(input_gate), y,
             y.numel() // y.shape[1], y.shape[1] // groups, weight.shape[1], groups, *x.shape[2:], *y.shape[2:],
-            *x.stride(), *y.stride(), *(y if residual is None else residual).stride(), *weight.stride(),
+            *x.stride(), *y.stride(), *stored[-1].stride(), *weight.stride(),
             int(e.slope is not None and e.slope.numel() > 1), *stride, padding[0], padding[2], *dilation,
         ),
         KH=weight.shape[2],
@@ -319,7 +334,12 @@ def forward_into(
         INPUT_ACTIVATION=input_activation,
         SHUFFLE=shuffle,
         FLAT=_few(weight),
-        WIDE=wide(x, weight, y, *(() if residual is None else (residual,))),
+        XK=1 if _few(weight) else vector(x, 1, weight.shape[1]),
+        XP=_along_rows(x, weight, stride, padding),
+        WK=1 if _few(weight) else vector(weight, 1, weight.shape[1]),
+        YC=min(vector(t, 1, y.shape[1] // groups) for t in stored) if shuffle == 1 else 1,
+        YP=min(vector(t, 3, y.shape[3]) for t in stored),
+        WIDE=wide(x, weight, *stored),
     )  # fmt: skip
 
 
@@ -357,6 +377,11 @@ def dilated_conv2d_backward_input(dy, weight, ih, iw, stride, padding, dilation,
         KH=weight.shape[2],
         KW=weight.shape[3],
         WIDE=wide(dx, weight, dy),
+        XC=vector(dx, 1, c // groups),
+        XP=_along_rows(dx, weight, stride, padding),
+        WC=vector(weight, 1, c // groups),
+        YK=vector(dy, 1, dy.shape[1] // groups),
+        YP=_along_rows(dy, weight, stride, padding),
     )  # fmt: skip
     return result
 
@@ -388,7 +413,9 @@ def dilated_conv2d_backward_weight(dy, x, kh, kw, stride, padding, dilation, gro
         dense_backward_weight_kernel[(programs * splits,)](
             x, dy, *out, pixels, steps, co, ci, groups, *x.shape[2:], *dy.shape[2:],
             *x.stride(), *dy.stride(), *into, *stride, padding[0], padding[2], *dilation,
-            KH=kh, KW=kw, FLAT=few, PRECISION=precision(x.dtype), WIDE=wide(x, dy, dweight),
+            kh, kw, FLAT=few, PRECISION=precision(x.dtype), WIDE=wide(x, dy, dweight),
+            XK=1 if few else vector(x, 1, ci), XP=_along_rows(x, dweight, stride, padding), YC=vector(dy, 1, co),
+            YP=vector(dy, 3, dy.shape[3]),
             BLOCK_C=block_c, BLOCK_P=block_p, BLOCK_K=block_k, num_warps=4, num_stages=3,
         )  # fmt: skip
         if splits > 1:

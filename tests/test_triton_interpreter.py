@@ -179,35 +179,19 @@ def check(case: Case) -> None:
 
 def check_dense(case: DenseCase) -> None:
     import dense
+    import dense_triton
     import torch
-    from convolution import Geometry, assert_format, lay
-    from pytorch_ext.kernels import dilated_conv2d, pointwise_conv2d
+    from convolution import Geometry
 
     torch.manual_seed(0)
-    dtype, geometry = getattr(torch, case.dtype), Geometry(case.stride, case.padding, case.dilation)
     layer = dense.make_layer(
-        case.shape, case.co, case.kernel, geometry, case.groups, dense.Fused(**case.fused),
-        dtype=dtype, layout=case.layout, weight_layout=case.weight_layout,
+        case.shape, case.co, case.kernel, Geometry(case.stride, case.padding, case.dilation), case.groups,
+        dense.Fused(**case.fused), dtype=getattr(torch, case.dtype), layout=case.layout,
+        weight_layout=case.weight_layout,
     )  # fmt: skip
-    want = dense.expected(layer)
-
-    def forward(out=None):
-        o = layer.options
-        head, out = (layer.x, layer.w, o.get("bias")), () if out is None else (out,)
-        if case.pointwise:
-            module, name = pointwise_conv2d, "pointwise_conv2d"
-            entering = (o.get("input_activation", "none"), o.get("input_gate"), o.get("shuffle", 1), None)
-            args = (*head, case.stride, case.groups, *layer.epilogue(), *entering)
-        else:
-            module, name = dilated_conv2d, "dilated_conv2d"
-            args = (*head, *geometry, case.groups, *layer.epilogue(), "auto", None)
-        return getattr(module, name + ("_out" if out else ""))(*args, *out)
-
-    y = forward()
-    dense.judge(y, layer, want)
-    assert_format(y, layer.x)
-    dense.check_out(forward, layer, want)
-    dense.check_backward(lay(layer.y_shape, dtype, case.layout), layer.x, layer.w, geometry, case.groups)
+    dense_triton.check_forward(layer, case.pointwise)
+    dense_triton.check_out(layer, case.pointwise)
+    dense_triton.check_backward(layer, case.layout)
 
 
 def mend_bfloat16_products() -> None:
@@ -227,14 +211,10 @@ def mend_bfloat16_products() -> None:
 
 
 def main() -> None:
-    import dense
     from conftest import poison
-    from pytorch_ext.kernels import dilated_conv2d as kernels
 
     poison(True)
     mend_bfloat16_products()
-    dense.BACKWARD_INPUT = kernels.dilated_conv2d_backward_input
-    dense.BACKWARD_WEIGHT = kernels.dilated_conv2d_backward_weight
     for case in [*CASES.values(), *DENSE.values()]:
         try:
             (check if isinstance(case, Case) else check_dense)(case)

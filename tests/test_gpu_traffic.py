@@ -76,6 +76,12 @@ def run(op, x, w, dy, geometry) -> None:
     op("depthwise_conv2d_backward_weight")(dy, x, 3, 3, *geometry)
 
 
+def run_activation(op, x, dy) -> None:
+    op("activation")(x, "silu", 0.0, None)
+    op("activation_backward")(dy, x, "silu", 0.0, None)
+    op("activation_backward")(dy, x, "prelu", 0.0, torch.ones(x.shape[1], dtype=x.dtype))
+
+
 # Strides and dilations take other kernels; so do the layouts.
 LAYERS = [(last, stride, dilation) for last in (False, True) for stride, dilation in ((1, 1), (2, 1), (1, 2), (2, 2))]
 
@@ -104,6 +110,8 @@ def test_cuda_kernels_keep_their_budgets():
             x, w, dy, geometry = layer(last, dtype, stride, dilation)
             with cuda.device(arch=80) as session:
                 run(session.op, x, w, dy, geometry)
+                if stride == dilation == 1:
+                    run_activation(session.op, x, dy)
             session.report.check()
             for launch in session.launches:
                 name = next(n for n in names if re.search(rf"(?<!\d){len(n)}{n}I", launch.kernel))
@@ -116,6 +124,7 @@ def test_triton_kernels_keep_their_budgets():
     """Of an autotuned kernel's configs, that which moves least: a tuner that measures takes none that is much worse."""
     pytest.importorskip("triton", reason="triton is not installed")
     from ptx_on_cpu import triton_driver
+    from pytorch_ext.kernels import activation
     from pytorch_ext.kernels import depthwise_conv2d as kernels
 
     if kernels.INTERPRETED:
@@ -148,6 +157,12 @@ def test_triton_kernels_keep_their_budgets():
             note(driver.launches)
         with triton_driver.active(arch=80) as driver:
             kernels.depthwise_conv2d_backward_weight(dy, x, 3, 3, *geometry)
+        driver.report.check()
+        note(driver.launches)
+    for last in (False, True):
+        x, _, dy, _ = layer(last, torch.float32, 1, 1)
+        with triton_driver.active(arch=80) as driver:
+            run_activation(lambda name: getattr(activation, name), x, dy)
         driver.report.check()
         note(driver.launches)
     judge(measured, names)

@@ -19,13 +19,17 @@ struct Launch {
   void* workspace;  // the bytes that `<op>_workspace(params)` asked for, 64-byte aligned
   void (*parallel_for)(int64_t units, int64_t grain, Body body, void* context);
 
-  // Runs f(begin, end) over [0, units) in chunks of at least `grain` units.
+  // Runs f(begin, end) over [0, units) in chunks of about `grain` units or more: never of less than half of that.
   template <class F>
   void parallel(int64_t units, int64_t grain, F&& f) const {
     if (units <= grain) return f(int64_t{0}, units);
     parallel_for(
         units, grain, [](int64_t begin, int64_t end, void* context) { (*static_cast<F*>(context))(begin, end); }, &f);
   }
+
+  // Chunks that run at once may keep something of their own each: `slots` are enough, and `slot_of` is a chunk's.
+  static int64_t slots(int64_t units, int64_t grain) { return slot_of(units - 1, grain) + 1; }
+  static int64_t slot_of(int64_t begin, int64_t grain) { return begin / ((grain + 1) / 2); }
 };
 
 }  // namespace cpu

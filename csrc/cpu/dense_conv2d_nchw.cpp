@@ -45,7 +45,7 @@ class Nchw {
     return weight_in_place ? 0 : aligned(d.groups * d.co * packed_step() * int64_t{sizeof(S)});
   }
   int64_t workspace() const {
-    return (d.packed ? 0 : packed_bytes()) + (in_place ? 0 : (units + grain - 1) / grain * slot_bytes);
+    return (d.packed ? 0 : packed_bytes()) + (in_place ? 0 : Launch::slots(units, grain) * slot_bytes);
   }
 
   // Rows [k, u, v], as in a dense weight, at a distance that is no multiple of 4 KB.
@@ -67,7 +67,7 @@ class Nchw {
   void run(const Launch& launch) const {
     if (!d.packed) pack(const_cast<S*>(packed), launch);
     launch.parallel(units, grain, [&](int64_t begin, int64_t end) {
-      S* slot = reinterpret_cast<S*>(slots + begin / grain * slot_bytes);
+      S* slot = reinterpret_cast<S*>(slots + Launch::slot_of(begin, grain) * slot_bytes);
       for (int64_t unit = begin; unit < end; ++unit) one(unit, slot);
     });
   }

@@ -83,7 +83,7 @@ class Nhwc {
 
   int64_t packed_bytes() const { return aligned(d.groups * vectors * L * d.k() * int64_t{sizeof(S)}); }
   int64_t workspace() const {
-    return (d.packed ? 0 : packed_bytes()) + (staged ? (units + grain - 1) / grain * slot_bytes : 0);
+    return (d.packed ? 0 : packed_bytes()) + (staged ? Launch::slots(units, grain) * slot_bytes : 0);
   }
 
   void pack(void* to, const Launch& launch) const {
@@ -100,7 +100,7 @@ class Nhwc {
   void run(const Launch& launch) const {
     if (!d.packed) pack(const_cast<S*>(packed), launch);
     launch.parallel(units, grain, [&](int64_t begin, int64_t end) {
-      S* slot = reinterpret_cast<S*>(slots + begin / grain * slot_bytes);
+      S* slot = reinterpret_cast<S*>(slots + Launch::slot_of(begin, grain) * slot_bytes);
       for (int64_t unit = begin; unit < end; ++unit) one(unit, slot);
     });
   }

@@ -76,6 +76,17 @@ def run(op, x, w, dy, geometry) -> None:
     op("depthwise_conv2d_backward_weight")(dy, x, 3, 3, *geometry)
 
 
+def run_dense(op, x, w, dy, geometry) -> None:
+    """The same of dense convolution, 64 channels to 64, and of a pointwise one."""
+    stride, *_ = geometry
+    w = w.repeat(1, 64, 1, 1)
+    rest = ("none", 0.0, None, None, None, False, None)
+    op("dilated_conv2d")(x, w, None, *geometry, 1, *rest, "auto", None)
+    op("dilated_conv2d_backward_input")(dy, w, *x.shape[2:], *geometry, 1)
+    op("dilated_conv2d_backward_weight")(dy, x, 3, 3, *geometry, 1)
+    op("pointwise_conv2d")(x, w[..., :1, :1].contiguous(), None, stride, 1, *rest, "none", None, 1, None)
+
+
 def run_activation(op, x, dy) -> None:
     op("activation")(x, "silu", 0.0, None)
     op("activation_backward")(dy, x, "silu", 0.0, None)
@@ -124,7 +135,7 @@ def test_triton_kernels_keep_their_budgets():
     """Of an autotuned kernel's configs, that which moves least: a tuner that measures takes none that is much worse."""
     pytest.importorskip("triton", reason="triton is not installed")
     from ptx_on_cpu import triton_driver
-    from pytorch_ext.kernels import activation
+    from pytorch_ext.kernels import activation, dilated_conv2d, pointwise_conv2d
     from pytorch_ext.kernels import depthwise_conv2d as kernels
 
     if kernels.INTERPRETED:
@@ -143,6 +154,9 @@ def test_triton_kernels_keep_their_budgets():
             for key, value in now.items():
                 measured[kernel][key] = max(measured[kernel][key], value)
 
+    def dense(name):
+        return getattr(pointwise_conv2d if name.startswith("pointwise") else dilated_conv2d, name)
+
     for last, stride, dilation in LAYERS:
         x, w, dy, geometry = layer(last, torch.float32, stride, dilation)
         tuned = (
@@ -157,6 +171,14 @@ def test_triton_kernels_keep_their_budgets():
             note(driver.launches)
         with triton_driver.active(arch=80) as driver:
             kernels.depthwise_conv2d_backward_weight(dy, x, 3, 3, *geometry)
+        driver.report.check()
+        note(driver.launches)
+        with (
+            triton_driver.active(arch=80) as driver,
+            driver.turn(dilated_conv2d._forward, -1),  # the largest of the tiles: float16's, by tensor cores
+            driver.turn(dilated_conv2d._backward_input, -1),
+        ):
+            run_dense(dense, *(t.half() for t in (x, w, dy)), geometry)
         driver.report.check()
         note(driver.launches)
     for last in (False, True):

@@ -423,7 +423,7 @@ def dilated_conv2d_backward_weight(dy, x, kh, kw, stride, padding, dilation, gro
             kh, kw, FLAT=few, PRECISION=precision(x.dtype), WIDE=wide(x, dy, dweight),
             XK=1 if few else vector(x, 1, ci), XP=_along_rows(x, dweight, stride, padding), YC=vector(dy, 1, co),
             YP=vector(dy, 3, dy.shape[3]),
-            BLOCK_C=block_c, BLOCK_P=block_p, BLOCK_K=block_k, num_warps=4, num_stages=3, maxnreg=168,
+            BLOCK_C=block_c, BLOCK_P=block_p, BLOCK_K=block_k, num_warps=4, num_stages=3, maxnreg=255,
         )  # fmt: skip
         if splits > 1:
             dense_backward_weight_finish_kernel[(triton.cdiv(partial.shape[1], 128),)](

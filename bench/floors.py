@@ -34,23 +34,39 @@ def taps_inside(size: int, kernel: int, stride: int, dilation: int, padding: int
     )
 
 
-def depthwise_conv2d(
-    n: int, c: int, h: int, w: int, k: int, stride: int, dilation: int, padding: int, direction: str = "forward"
+def dense_conv2d(
+    n: int,
+    c: int,
+    co: int,
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: int = 1,
+    dilation: int = 1,
+    padding: tuple[int, int] = (0, 0),
+    groups: int = 1,
+    direction: str = "forward",
 ) -> Work:
-    """Work of a depthwise convolution in float32 with bias.
+    """Work of a convolution in float32 with bias, of c channels of `size` (height, width) to co.
 
     `direction`: "forward"; "backward" (gradients of input, weight and bias: twice the multiply-adds; x and dy are read,
     dx and dweight written); "step", both one after the other.
     """
-    geometry = (k, stride, dilation, padding)
-    oh, ow = output_size(h, *geometry), output_size(w, *geometry)
-    inside = 2 * n * c * taps_inside(h, *geometry) * taps_inside(w, *geometry)
-    padded = 2 * n * c * oh * ow * k * k
-    x, y, weights = n * c * h * w, n * c * oh * ow, c * (k * k + 1)
+    axes = [(*pair[:2], stride, dilation, pair[2]) for pair in zip(size, kernel, padding, strict=True)]
+    (oh, ow), (rows, columns) = ([f(*axis) for axis in axes] for f in (output_size, taps_inside))
+    products = 2 * n * co * (c // groups)
+    inside, padded = products * rows * columns, products * oh * ow * kernel[0] * kernel[1]
+    x, y, weights = n * c * size[0] * size[1], n * co * oh * ow, co * (c // groups * kernel[0] * kernel[1] + 1)
     floats = {"forward": x + weights + y, "backward": x + y + x + 2 * weights}
     passes = {"forward": 1, "backward": 2, "step": 3}[direction]
     numbers = floats["forward"] + floats["backward"] if direction == "step" else floats[direction]
     return Work(passes * inside, passes * padded, FLOAT_BYTES * numbers)
+
+
+def depthwise_conv2d(
+    n: int, c: int, h: int, w: int, k: int, stride: int, dilation: int, padding: int, direction: str = "forward"
+) -> Work:
+    """Work of a depthwise convolution."""
+    return dense_conv2d(n, c, c, (h, w), (k, k), stride, dilation, (padding, padding), c, direction)
 
 
 def activation(elements: int, direction: str = "forward") -> Work:

@@ -43,15 +43,16 @@ def _compiled(module: nn.Module, x: Tensor) -> Callable[[], Tensor] | Skipped:
 
 
 # --- onnxruntime ------------------------------------------------------------------------------------------------------
-def conv_onnx(conv: nn.Conv2d, activation: str) -> bytes:
-    """A float32 ONNX graph x -> conv (with bias) -> activation -> y."""
+def conv_onnx(conv: nn.Conv2d, activation: str, shuffle: int = 1, size: tuple[int, ...] = ()) -> bytes:
+    """A float32 ONNX graph x -> conv (with bias) -> activation -> channel shuffle, of y's `size` -> y."""
     try:
         import onnx
         from onnx import TensorProto, helper, numpy_helper
     except ImportError as error:
         raise Skipped("onnx is not installed (pip install onnx onnxruntime)") from error
 
-    (ph, pw), last = conv.padding, "y" if activation == "none" else "z"
+    (ph, pw), out = conv.padding, "y" if shuffle == 1 else "a"
+    last = out if activation == "none" else "z"
     attributes = {
         "kernel_shape": conv.kernel_size,
         "strides": conv.stride,
@@ -62,16 +63,24 @@ def conv_onnx(conv: nn.Conv2d, activation: str) -> bytes:
     nodes = [helper.make_node("Conv", ["x", "weight", "bias"], [last], **attributes)]
     constants = {"weight": conv.weight.detach().contiguous().numpy(), "bias": conv.bias.detach().numpy()}
     if activation == "relu":
-        nodes.append(helper.make_node("Relu", ["z"], ["y"]))
+        nodes.append(helper.make_node("Relu", ["z"], [out]))
     elif activation == "relu6":
         zero = constants["bias"].dtype.type
         constants |= {"low": zero(0), "high": zero(6)}
-        nodes.append(helper.make_node("Clip", ["z", "low", "high"], ["y"]))
+        nodes.append(helper.make_node("Clip", ["z", "low", "high"], [out]))
     elif activation == "silu":
         nodes.append(helper.make_node("Sigmoid", ["z"], ["gate"]))
-        nodes.append(helper.make_node("Mul", ["z", "gate"], ["y"]))
+        nodes.append(helper.make_node("Mul", ["z", "gate"], [out]))
     elif activation == "hardswish":
-        nodes.append(helper.make_node("HardSwish", ["z"], ["y"]))
+        nodes.append(helper.make_node("HardSwish", ["z"], [out]))
+    elif activation == "sigmoid":
+        nodes.append(helper.make_node("Sigmoid", ["z"], [out]))
+    if shuffle > 1:
+        channels = conv.out_channels
+        constants |= {"apart": [0, shuffle, channels // shuffle, -1], "together": [0, channels, *size]}
+        nodes.append(helper.make_node("Reshape", ["a", "apart"], ["b"]))
+        nodes.append(helper.make_node("Transpose", ["b"], ["c"], perm=(0, 2, 1, 3)))
+        nodes.append(helper.make_node("Reshape", ["c", "together"], ["y"]))
     graph = helper.make_graph(
         nodes,
         "layer",

@@ -34,11 +34,20 @@ DIRECTIONS = {
     "step": "forward + backward, a training step of the layer",
 }
 SETS = {
-    "peers": "Layers of the peer survey: MobileNetV2's, large kernels, dilated",
+    "peers": "Layers of the peer survey",
     "efficientnet_b0": "EfficientNet-B0",
     "thundernet_146": "ThunderNet, SNet146",
     "xception": "Xception",
     "mobilefacenet": "MobileFaceNet",
+    "mobilenet_v2": "MobileNetV2",
+    "shufflenet_v1_g3": "ShuffleNet v1, 3 groups",
+    "shufflenet_v2_x1": "ShuffleNet v2",
+    "stems": "First layers of networks",
+    "deeplabv3": "DeepLabv3, ResNet-50",
+    "drn_d_22": "DRN-D-22",
+    "enet": "ENet",
+    "resnet50": "ResNet-50",
+    "conv1d": "One-dimensional",
     "activations": "Activations on their own",
     "overhead": "Cost of a call",
     "networks": "Whole networks",
@@ -275,16 +284,15 @@ def _cards(results: dict) -> str:
     rows = results["rows"]
     cards = []
 
-    def mean(key: str, text: str) -> None:
+    def mean(op: str, key: str, text: str) -> None:
         chosen = [
             r["speedup"][key]["median"]
             for r in rows
-            if r["set"] == "peers" and r["batch"] == 1 and r["direction"] == "forward" and key in r["speedup"]
+            if (r["op"], r["set"], r["batch"], r["direction"]) == (op, "peers", 1, "forward") and key in r["speedup"]
         ]
         if chosen:
-            cards.append(
-                (times(geomean(chosen)), f"{text}: depthwise layers, batch 1, geometric mean of {len(chosen)}")
-            )
+            what = f"{op.removesuffix('_conv2d')} layers"
+            cards.append((times(geomean(chosen)), f"{text}: {what}, batch 1, geometric mean of {len(chosen)}"))
 
     for row in rows:
         if row["op"] == "models" and row["batch"] == 1 and "best" in row["speedup"]:
@@ -293,8 +301,9 @@ def _cards(results: dict) -> str:
                 f"{row['name']}: {time(median(row, best['other']))} → {time(median(row, best['ours']))}, best layouts"
             )
             cards.append((times(best["median"]), what))
-    mean("channels_last", "against torch channels_last")
-    mean("nchw", "against torch NCHW")
+    for op in dict.fromkeys(r["op"] for r in rows):
+        mean(op, "channels_last", "against torch channels_last")
+        mean(op, "nchw", "against torch NCHW")
     floors = [
         v
         for r in rows
@@ -352,7 +361,7 @@ def _photographs(results: dict, thumbnails: dict[str, bytes]) -> str:
     if not cards:
         return ""
     return (
-        "<h2>What the network sees</h2><p class='soft'>MobileNetV2 with ImageNet weights, its depthwise convolutions "
+        "<h2>What the network sees</h2><p class='soft'>MobileNetV2 with ImageNet weights, its convolutions "
         "on this library's kernels (channels_last); photographs from scikit-image.</p>"
         f'<div class="photos">{"".join(cards)}</div>'
     )

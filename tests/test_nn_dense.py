@@ -175,6 +175,19 @@ def test_is_a_conv2d():
     )
 
 
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("mode", MODES)
+def test_shuffle(mode, padding):
+    ours = PointwiseConv2d(6, 12, 1, 1, padding, groups=3, activation="relu", shuffle=4).train(mode == "train")
+    x = images(2, 6, 5, 7)
+    with torch.inference_mode(mode == "inference"), torch.set_grad_enabled(mode == "train"):
+        z = F.conv2d(x, ours.weight, ours.bias, padding=padding, groups=3).relu()
+        expected = nn.ChannelShuffle(4)(z)
+        torch.testing.assert_close(ours(x), expected)
+        torch.testing.assert_close(ours(x[0]), expected[0])
+    assert repr(ours).endswith(", activation=relu, shuffle=4)")
+
+
 def test_slopes_of_prelu_are_learned():
     x = images(2, 4, 5, 5)
     for given, shape in ((None, [6]), (0.1, [6]), (torch.rand(6), [6]), (torch.rand(1), [1])):
@@ -214,6 +227,8 @@ V, T = ValueError, TypeError
             V,
             ["activation_parameter", "[6] or [1]", "[4]"],
         ),
+        (lambda: PointwiseConv2d(4, 6, shuffle=4), V, ["shuffle", "out_channels = 6", "4"]),
+        (lambda: PointwiseConv2d(4, 6, shuffle=0), V, ["shuffle", "out_channels = 6", "0"]),
         (lambda: DilatedConv2d(4, 6, 3, groups=4), V, ["out_channels", "groups"]),
         (lambda: DilatedConv2d(4, 6, 0), V, ["kernel_size", "positive", "0"]),
         (lambda: DilatedConv2d(4, 6, (3, 3, 3)), V, ["kernel_size", "(3, 3, 3)", "pair"]),
@@ -408,5 +423,10 @@ def test_restore_takes_back_what_was_added():
     with torch.inference_mode():
         net.eval()(images(1, 4, 6, 6))
     net.train()
-    assert pytorch_ext.restore(net).replaced == ["0", "1"]
+    net[1].shuffle = 2
+    report = pytorch_ext.restore(net)
+    assert report.replaced == ["0"]
+    assert "shuffles" in report.left["1"]
+    net[1].shuffle = 1
+    assert pytorch_ext.restore(net).replaced == ["1"]
     assert [dict(module.__dict__) for module in net] == before

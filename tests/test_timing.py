@@ -1,6 +1,7 @@
 """The benchmark's clock, floors, conditions and report, on examples worked out by hand."""
 
 import gc
+import importlib
 import itertools
 import json
 import math
@@ -13,7 +14,7 @@ import torch
 pytest.importorskip("rich", reason="the benchmark needs rich")
 
 from bench import __main__ as job
-from bench import conditions, floors, measure, peers, report, timing
+from bench import conditions, floors, layers, measure, peers, report, timing
 
 
 # --- the clock --------------------------------------------------------------------------------------------------------
@@ -165,6 +166,17 @@ def test_work_of_a_layer_by_hand():
     assert (step.flops, step.nbytes) == (3 * work.flops, work.nbytes + backward.nbytes)
 
 
+def test_work_of_a_dense_layer_by_hand():
+    work = floors.dense_conv2d(2, 4, 6, (5, 1), (3, 1), padding=(1, 0), groups=2)
+    assert work.flops == 2 * 2 * 6 * 2 * 13
+    assert work.flops_padded == 2 * 2 * 6 * 2 * 15
+    assert work.nbytes == 4 * (2 * 4 * 5 + 6 * (2 * 3 + 1) + 2 * 6 * 5)
+    backward = floors.dense_conv2d(2, 4, 6, (5, 1), (3, 1), padding=(1, 0), groups=2, direction="backward")
+    assert (backward.flops, backward.nbytes) == (2 * work.flops, 4 * (2 * 40 + 60 + 2 * 42))
+    strided = floors.dense_conv2d(1, 3, 8, (8, 9), (1, 1), stride=2)
+    assert strided.flops == strided.flops_padded == 2 * 3 * 8 * 4 * 5
+
+
 def test_floor_is_the_larger_and_says_which_binds():
     work = floors.Work(flops=2_000_000, flops_padded=0, nbytes=1_000_000)
     assert work.floor(gflops=100, gbps=100) == (pytest.approx(20e-6), "flops")
@@ -242,6 +254,51 @@ def test_shapes_agree_with_themselves():
             assert f"dw{shape['k']}x{shape['k']}" in shape["name"]
             assert shape["name"].endswith(f" {shape['c']}x{shape['h']}")
     assert set(bench_depthwise_conv2d.QUICK_BACKWARD) <= {s["name"] for s in bench_depthwise_conv2d.shapes()}
+
+
+@pytest.mark.parametrize("op", ["pointwise_conv2d", "dilated_conv2d"])
+def test_shapes_of_dense_layers_agree_with_themselves(op):
+    script = importlib.import_module(f"bench.bench_{op}")
+    subjects = list(script.cases(measure.Options(full=True)))
+    assert len({subject.id for subject in subjects}) == len(subjects)
+    quick = list(script.cases(measure.Options()))
+    assert {subject.direction for subject in quick} == {"forward", "backward", "step"}
+    assert len(quick) < 25
+    names = {shape["name"] for shape in script.shapes()}
+    assert set(script.QUICK_BACKWARD) <= names
+    assert {subject.name for subject in subjects} == names
+    for shape in script.shapes():
+        assert shape["activation"] in layers.ACTIVATIONS
+        assert f"{shape['c']}-{shape['co']}x" in shape["name"]
+        if op == "dilated_conv2d" and shape["h"] > 1:
+            assert f"{shape['kh']}x{shape['kw']}" in shape["name"]
+            assert (shape["dilation"] > 1) == (f"d{shape['dilation']}" in shape["name"])
+            for size, k in ((shape["h"], shape["kh"]), (shape["w"], shape["kw"])):
+                out = floors.output_size(size, k, shape["stride"], shape["dilation"], shape["padding"] if k > 1 else 0)
+                assert out == -(-size // shape["stride"])
+        if op == "pointwise_conv2d":
+            assert (shape["groups"] > 1) == (f"g{shape['groups']} " in shape["name"])
+            assert (shape["shuffle"] > 1) == ("+shuffle" in shape["name"])
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward", "step"])
+@pytest.mark.parametrize("activation", ["none", "relu6", "silu", "hardswish", "sigmoid"])
+def test_every_provider_of_a_small_dense_layer_is_right(activation, direction):
+    from bench import bench_dilated_conv2d, bench_pointwise_conv2d
+
+    shape = {"set": "test", "name": "tiny", "activation": activation, "c": 6, "co": 12, "h": 9, "w": 7}
+    point = {**shape, "stride": 2, "groups": 3, "shuffle": 4}
+    spread = {**shape, "stride": 1, "groups": 1, "kh": 3, "kw": 3, "dilation": 2, "padding": 2}
+    line = {**spread, "kh": 1}
+    for script, shape in (
+        (bench_pointwise_conv2d, point),
+        (bench_dilated_conv2d, spread),
+        (bench_dilated_conv2d, line),
+    ):
+        good, skipped, wrong = measure.checked(script.case(shape, 2, direction), measure.Options())
+        assert {"torch", "torch_cl", "ours", "ours_cl"} <= set(good)
+        assert wrong == {}
+        assert all("not installed" in reason for reason in skipped.values())
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward", "step"])

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 import torch.fx
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import _epilogue
@@ -107,6 +108,7 @@ class PointwiseConv2d(TwoAxes, _Dense, nn.Conv2d):
         activation: a name of ``pytorch_ext.ACTIVATIONS``.
         activation_parameter: leaky_relu's slope (0.01), elu's alpha (1.0); of prelu the slopes, ``[out_channels]`` or
             ``[1]``, or a number (0.25) for all of ``[out_channels]``: a parameter of the module.
+        shuffle: the output's channels are at last shuffled as by ``torch.nn.ChannelShuffle(shuffle)``.
 
     Shape:
         ``[n, in_channels, h, w]`` or ``[in_channels, h, w]`` to ``[n, out_channels, oh, ow]`` or
@@ -115,14 +117,20 @@ class PointwiseConv2d(TwoAxes, _Dense, nn.Conv2d):
 
     Raises:
         TypeError: stride, padding, dilation or an activation of the wrong type.
-        ValueError: channels, sizes, groups, padding, padding_mode or activation out of range, or a kernel that is not
-            1x1.
+        ValueError: channels, sizes, groups, padding, padding_mode, activation or shuffle out of range, or a kernel that
+            is not 1x1.
     """
 
-    def __init__(self, in_channels, out_channels, kernel_size=1, *args, **kwargs) -> None:
+    shuffle: int = 1
+
+    def __init__(self, in_channels, out_channels, kernel_size=1, *args, shuffle: int = 1, **kwargs) -> None:
         if self._sizes(kernel_size, "kernel_size") != (1, 1):
             raise ValueError(f"kernel_size must be 1 in a pointwise convolution, got {kernel_size!r}")
+        if shuffle < 1 or out_channels % shuffle:
+            raise ValueError(f"shuffle must divide out_channels = {out_channels}, got {shuffle}")
         super().__init__(in_channels, out_channels, kernel_size, *args, **kwargs)
+        if shuffle != 1:
+            self.shuffle = shuffle
 
     def forward(self, input: Tensor) -> Tensor:
         packed = self._inference(input)
@@ -147,7 +155,7 @@ class PointwiseConv2d(TwoAxes, _Dense, nn.Conv2d):
             None,
             "none",
             None,
-            1,
+            self.shuffle,
             self._kept(packed, input, weight, _pack_pointwise, stride, groups),
         )
 
@@ -159,13 +167,19 @@ class PointwiseConv2d(TwoAxes, _Dense, nn.Conv2d):
         stride: Any = self.stride
         more: Any = {"groups": self.groups, "activation": self.activation, "activation_parameter": self._parameter()}
         if isinstance(padding, str) or not any(padding if isinstance(padding, (tuple, list)) else (padding,)):
-            return pointwise_conv2d(input, weight, bias, stride, **more)
-        return dilated_conv2d(input, weight, bias, stride, padding, **more)
+            return pointwise_conv2d(input, weight, bias, stride, shuffle=self.shuffle, **more)
+        y = dilated_conv2d(input, weight, bias, stride, padding, **more)
+        if self.shuffle == 1:
+            return y
+        return F.channel_shuffle(y.unsqueeze(0) if y.dim() == 3 else y, self.shuffle).view_as(y)
 
     def _arguments(self, weight: Tensor) -> tuple[Any, ...]:
         stride, padding, _ = self._geometry(weight)
         activation, alpha, _ = _epilogue.parse(self.activation, self._parameter())
         return stride, any(padding or ()), self.groups, activation, alpha
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ("" if self.shuffle == 1 else f", shuffle={self.shuffle}")
 
 
 class _Dilated(_Dense):

@@ -22,7 +22,15 @@ _ORIGINALS: dict[type, type] = {
     DilatedConv2d: nn.Conv2d,
     PointwiseConv2d: nn.Conv2d,
 }
-_ADDED = (_MARK, "_packed", "activation", "activation_parameter", "algorithm", "frozen")  # what a module may have got
+_ADDED = (
+    _MARK,
+    "_packed",
+    "activation",
+    "activation_parameter",
+    "algorithm",
+    "frozen",
+    "shuffle",
+)  # what a module may have got
 
 
 @dataclass
@@ -137,6 +145,8 @@ def restore(model: nn.Module) -> SwapReport:
             report.left[name] = "it was parametrised since"
         elif module.activation != "none":
             report.left[name] = f"it has an activation, {module.activation}, which nn.Conv does not"
+        elif getattr(module, "shuffle", 1) != 1:
+            report.left[name] = f"it shuffles its channels, {module.shuffle}, which nn.Conv does not"
         else:
             for attribute in _ADDED:
                 module.__dict__.pop(attribute, None)

@@ -40,6 +40,20 @@ inline Axis transposed_axis(int64_t phase, int64_t k, int64_t stride, int64_t pa
 
 inline int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 
+// One axis of a dilated convolution of stride 1 is `dilation` convolutions without: grid `phase` has the outputs phase,
+// phase + dilation, ... and every dilation-th input.
+struct GridAxis {
+  int64_t in_first, in, out, padding;
+
+  GridAxis(int64_t phase, int64_t dilation, int64_t in_, int64_t out_, int64_t padding_) {
+    const int64_t whole = floor_div(phase - padding_, dilation);
+    in_first = phase - padding_ - whole * dilation;
+    in = std::max<int64_t>(0, (in_ - in_first + dilation - 1) / dilation);
+    out = (out_ - phase + dilation - 1) / dilation;
+    padding = -whole;
+  }
+};
+
 // Outputs [begin, end) as runs that read the same taps: f(first output, behind the last, first tap, behind the last).
 template <class F>
 void for_same_taps(const Axis& axis, int64_t size, int64_t begin, int64_t end, F&& f) {

@@ -26,6 +26,7 @@ struct DenseConv {
   const void* input_gate;
   int64_t input_gate_n, input_gate_c;
   int64_t shuffle;
+  Algorithm algorithm;
   const void* packed;  // what pack_dense made of it, or null
 
   int64_t taps() const { return h.count * w.count; }
@@ -98,7 +99,7 @@ inline DenseConv forward_of(const DenseConv2dParams& p) {
   d.dtype = p.dtype, d.epilogue = p.epilogue, d.shuffle = p.shuffle;
   d.input_activation = p.input_activation;
   d.input_gate = p.input_gate, d.input_gate_n = p.input_gate_n, d.input_gate_c = p.input_gate_c;
-  d.packed = p.packed;
+  d.algorithm = p.algorithm, d.packed = p.packed;
   return d;
 }
 

@@ -132,20 +132,6 @@ inline DepthwiseConv2dParams turned(const DepthwiseConv2dParams& p) {
   return t;
 }
 
-// One axis of a dilated convolution of stride 1 is `dilation` convolutions without: grid `phase` has the outputs phase,
-// phase + dilation, ... and every dilation-th input.
-struct GridAxis {
-  int64_t in_first, in, out, padding;
-
-  GridAxis(int64_t phase, int64_t dilation, int64_t in_, int64_t out_, int64_t padding_) {
-    const int64_t whole = floor_div(phase - padding_, dilation);
-    in_first = phase - padding_ - whole * dilation;
-    in = std::max<int64_t>(0, (in_ - in_first + dilation - 1) / dilation);
-    out = (out_ - phase + dilation - 1) / dilation;
-    padding = -whole;
-  }
-};
-
 // Bytes of x and y from which what comes next is fetched ahead: below, it costs more than it brings
 // (docs/measured.md).
 constexpr int64_t kFarBytes = 4 << 20;

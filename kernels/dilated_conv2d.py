@@ -214,30 +214,37 @@ def dense_backward_weight_finish_kernel(
 
 
 # --- choosing blocks --------------------------------------------------------------------------------------------------
-# With a limit of 168 registers ptxas takes what it needs; without one it aims at more blocks, and spills for them.
+# Without a limit of registers ptxas aims at more blocks than they leave room for, and spills a few for that.
 CONFIGS = [
-    triton.Config({"BLOCK_C": c, "BLOCK_P": p, "BLOCK_K": k}, num_warps=warps, num_stages=stages, maxnreg=168)
+    triton.Config({"BLOCK_C": c, "BLOCK_P": p, "BLOCK_K": k}, num_warps=warps, num_stages=stages, maxnreg=255)
     for c, p, k, warps, stages in (
         (16, 128, 16, 4, 3), (32, 64, 32, 4, 3), (32, 128, 32, 4, 3), (64, 64, 16, 4, 3),
-        (64, 64, 32, 4, 3), (64, 128, 32, 8, 3), (128, 128, 32, 8, 3),
+        (64, 64, 32, 4, 3), (64, 128, 16, 8, 3), (64, 128, 32, 8, 3), (128, 128, 32, 8, 3),
     )
 ]  # fmt: skip
 GEOMETRY = ["co", "ci", "groups", "ih", "iw", "oh", "ow", "KH", "KW", "stride_h", "dilation_h", "PRECISION"]
+
+
+def _by_threads(dtype: torch.dtype) -> bool:
+    """Is it multiplied without tensor cores? (float64 has some, on a few GPUs.) A thread then holds rows and columns of
+    a whole block in registers: longer blocks spill."""
+    return dtype == torch.float64 or (dtype == torch.float32 and precision(dtype) == "ieee")
 
 
 def _fitting(configs, arguments, **constants):
     """Of the configs, those that are not far larger than the problem and leave room for 256 threads on each GPU."""
     arguments = {**arguments, **constants}
     written, summed = (arguments[name] for name in (("co", "ci") if "y" in arguments else ("ci", "co")))
-    size = arguments["weight"].element_size()
+    weight = arguments["weight"]
+    longest = 16 if _by_threads(weight.dtype) or summed <= 16 else 32
 
     def fits(config):
         c, p, k = (config.kwargs[f"BLOCK_{name}"] for name in "CPK")
-        shared = config.num_stages * (c + p) * k * size
+        shared = config.num_stages * (c + p) * k * weight.element_size()
         return (
             c < 2 * max(written, 16)
             and p < 2 * max(arguments["pixels"], 64)
-            and k < 2 * max(summed, 16)
+            and (k == longest or (c == 16 and k < longest))
             and shared <= (96 if config.num_warps == 8 else 48) * 1024
         )
 
@@ -404,7 +411,7 @@ def dilated_conv2d_backward_weight(dy, x, kh, kw, stride, padding, dilation, gro
     if block_k == block_c > 16 and not channels_last(x):  # Triton spreads tiles of one shape over threads alike, but
         block_k //= 2  # dy's pixels lie side by side by the eight, x's one by one
     pixels = dy.numel() // dy.shape[1]
-    block_p = 256 if INTERPRETED else 32
+    block_p = 256 if INTERPRETED else 16 if _by_threads(x.dtype) else 32
     programs = groups * triton.cdiv(co, block_c) * triton.cdiv(columns, block_k) * (1 if few else taps)
     blocks = triton.cdiv(pixels, block_p)
     steps = triton.cdiv(blocks, max(1, min(blocks // 8, triton.cdiv(512, programs))))

@@ -2,36 +2,10 @@
 // Compiled once for each CPU library and once, with LIGHTKERNELS_CUDA, for the CUDA library.
 #include "depthwise_conv2d.h"
 
-#include "boundary.h"
+#include "dense_boundary.h"
 
 namespace lightkernels {
 namespace {
-
-Activation activation_of(const std::string& name) {
-  if (name == "none") return Activation::kNone;
-  if (name == "relu") return Activation::kRelu;
-  if (name == "relu6") return Activation::kRelu6;
-  if (name == "silu") return Activation::kSilu;
-  if (name == "hardswish") return Activation::kHardswish;
-  fail("depthwise_conv2d: activation must be one of none, relu, relu6, silu, hardswish, got '", name, "'");
-}
-
-// Rows or columns of the output.
-int64_t output_size(const char* op, const char* axis, int64_t input, int64_t kernel, int64_t stride, int64_t before,
-                    int64_t after, int64_t dilation) {
-  const int64_t padded = input + before + after, span = dilation * (kernel - 1) + 1;
-  if (kernel < 1 || padded < span) {
-    fail(op, ": the padded input's ", axis, " is ", padded, ", but the kernel spans ", span,
-         "; the output would be empty");
-  }
-  return (padded - span) / stride + 1;
-}
-
-void check_range(const char* op, const char* name, const Ints& values, int64_t most) {
-  for (int64_t value : values) {
-    if (value > most || value < -most) fail(op, ": ", name, " must not exceed ", most, ", got ", show(values));
-  }
-}
 
 // Params with everything that follows from the geometry; the caller adds pointers, strides and the weight.
 DepthwiseConv2dParams geometry(const char* op, int64_t ih, int64_t iw, int64_t kh, int64_t kw, const Ints& stride,
@@ -57,8 +31,6 @@ DepthwiseConv2dParams geometry(const char* op, int64_t ih, int64_t iw, int64_t k
   return p;
 }
 
-Strides4 strides_of(const View& v) { return {v.strides[0], v.strides[1], v.strides[2], v.strides[3]}; }
-
 void set_tensors(DepthwiseConv2dParams& p, const View& x, const View& weight, const View& y) {
   p.x = x.data, p.weight = weight.data, p.y = y.data;
   p.x_strides = strides_of(x), p.y_strides = strides_of(y);
@@ -76,36 +48,71 @@ void check_weight(const char* op, const View& weight, const char* name, const Vi
   if (!weight.same_place(x)) fail(op, ": tensors must be on one device, weight is on another than ", name);
 }
 
-Tensor forward(const Tensor& x_, const Tensor& weight_, const std::optional<Tensor>& bias_, const Ints& stride,
-               const Ints& padding, const Ints& dilation, const std::string& activation) {
-  const char* op = "depthwise_conv2d";
-  const View x(x_), weight(weight_);
+// Those without a parameter: the rest is depthwise_conv2d_fused's.
+Activation plain_activation_of(const char* op, const std::string& name) {
+  const Activation activation = activation_of(op, name);
+  if (activation == Activation::kLeakyRelu || activation == Activation::kElu || activation == Activation::kPrelu) {
+    fail(op, ": activation must be one of none, relu, relu6, silu, hardswish, hardsigmoid, sigmoid, tanh, gelu, ",
+         "gelu_tanh, got '", name, "'");
+  }
+  return activation;
+}
+
+// Params of a forward pass but for the tensors' data.
+DepthwiseConv2dParams forward_params(const char* op, const View& x, const View& weight, const Ints& stride,
+                                     const Ints& padding, const Ints& dilation) {
   if (x.dim != 4) fail(op, ": x must have shape [n, c, h, w], got ", x.shape());
   check_weight(op, weight, "x", x);
-  const int64_t n = x.sizes[0], in_channels = x.sizes[1], c = weight.sizes[0];
+  const int64_t in_channels = x.sizes[1], c = weight.sizes[0];
   if (in_channels == 0 || c == 0 || c % in_channels) {
     fail(op, ": weight must have a positive multiple of x's ", in_channels, " channels in dimension 0, got ", c);
   }
   auto p = geometry(op, x.sizes[2], x.sizes[3], weight.sizes[2], weight.sizes[3], stride, padding, dilation);
   p.dtype = dtype_of(op, x);
-  p.activation = activation_of(activation);
-  p.n = n, p.c = c, p.multiplier = c / in_channels;
+  p.n = x.sizes[0], p.c = c, p.multiplier = c / in_channels;
+  return p;
+}
+
+Tensor forward(const Tensor& x_, const Tensor& weight_, const std::optional<Tensor>& bias_, const Ints& stride,
+               const Ints& padding, const Ints& dilation, const std::string& activation) {
+  const char* op = "depthwise_conv2d";
+  const View x(x_), weight(weight_);
+  auto p = forward_params(op, x, weight, stride, padding, dilation);
+  p.activation = plain_activation_of(op, activation);
   std::optional<Tensor> dense_bias;  // keeps a compacted bias alive
   if (bias_) {
     View bias(*bias_);
-    if (bias.dim != 1 || bias.sizes[0] != c) fail(op, ": bias must have shape [", c, "], got ", bias.shape());
+    if (bias.dim != 1 || bias.sizes[0] != p.c) fail(op, ": bias must have shape [", p.c, "], got ", bias.shape());
     if (bias.dtype != x.dtype) fail(op, ": bias must be ", dtype_name(x), ", got ", dtype_name(bias));
     if (!bias.same_place(x)) fail(op, ": tensors must be on one device, bias is on another than x");
     p.bias = bias.data;
-    if (bias.strides[0] != 1 && c > 1) {
+    if (bias.strides[0] != 1 && p.c > 1) {
       dense_bias = torch::stable::contiguous(*bias_);
       p.bias = View(*dense_bias).data;
     }
   }
-  Tensor y_ = empty_nchw(x, n, c, p.oh, p.ow);
-  if (n == 0) return y_;
+  Tensor y_ = empty_nchw(x, p.n, p.c, p.oh, p.ow);
+  if (p.n == 0) return y_;
   set_tensors(p, x, weight, View(y_));
   launch(x, p, machine::depthwise_conv2d_forward_workspace(p), machine::depthwise_conv2d_forward);
+  return y_;
+}
+
+Tensor fused(const Tensor& x_, const Tensor& weight_, const Optional& bias, const Ints& stride, const Ints& padding,
+             const Ints& dilation, const std::string& activation, double alpha, const Optional& slope,
+             const Optional& scale, const Optional& residual, bool residual_first, const Optional& gate) {
+  const char* op = "depthwise_conv2d_fused";
+  const View x(x_), weight(weight_);
+  DepthwiseConv2dFused f{forward_params(op, x, weight, stride, padding, dilation), {}};
+  DenseConv2dParams sizes{};  // what the checks of an epilogue go by
+  sizes.n = f.conv.n, sizes.groups = 1, sizes.co = f.conv.c, sizes.oh = f.conv.oh, sizes.ow = f.conv.ow;
+  EpilogueArguments arguments{bias, slope, scale, residual, gate, activation, alpha, residual_first, {}};
+  arguments.into(op, sizes, x);
+  f.epilogue = sizes.epilogue;
+  Tensor y_ = empty_nchw(x, f.conv.n, f.conv.c, f.conv.oh, f.conv.ow);
+  if (f.conv.n == 0) return y_;
+  set_tensors(f.conv, x, weight, View(y_));
+  launch(x, f, machine::depthwise_conv2d_fused_workspace(f), machine::depthwise_conv2d_fused);
   return y_;
 }
 
@@ -210,6 +217,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& dy_, const Tensor& x_,
 
 STABLE_TORCH_LIBRARY_IMPL(pytorch_ext, LIGHTKERNELS_DISPATCH_KEY, m) {
   m.impl("depthwise_conv2d", TORCH_BOX(&forward));
+  m.impl("depthwise_conv2d_fused", TORCH_BOX(&fused));
   m.impl("depthwise_conv2d_backward", TORCH_BOX(&backward));
   m.impl("depthwise_conv2d_backward_input", TORCH_BOX(&backward_input));
   m.impl("depthwise_conv2d_backward_weight", TORCH_BOX(&backward_weight));

@@ -27,12 +27,18 @@ struct DepthwiseConv2dParams {
   int64_t weight_c, weight_h, weight_w;  // strides of weight
 };
 
+// A forward pass with all of an epilogue: of `conv`, bias and activation are not looked at, y and sizes are.
+struct DepthwiseConv2dFused {
+  DepthwiseConv2dParams conv;
+  Epilogue epilogue;
+};
+
 // Both gradients at once: two views of one convolution, with the same dy. `input.x` is dx, `weight.weight` is dweight.
 struct DepthwiseConv2dBackward {
   DepthwiseConv2dParams input, weight;
 };
 
-// Each machine defines the same eight functions. Workspaces are in bytes.
+// Each machine defines the same ten functions. Workspaces are in bytes.
 #define LIGHTKERNELS_DEPTHWISE_CONV2D_PROTOTYPES                                                    \
   int64_t depthwise_conv2d_forward_workspace(const DepthwiseConv2dParams& p);                       \
   int64_t depthwise_conv2d_backward_input_workspace(const DepthwiseConv2dParams& p);                \
@@ -40,6 +46,9 @@ struct DepthwiseConv2dBackward {
   int64_t depthwise_conv2d_backward_workspace(const DepthwiseConv2dBackward& b);                    \
   /* y from x, weight, bias. */                                                                     \
   void depthwise_conv2d_forward(const DepthwiseConv2dParams& p, const Launch& launch);              \
+  int64_t depthwise_conv2d_fused_workspace(const DepthwiseConv2dFused& f);                          \
+  /* y from x, weight and the epilogue's tensors. */                                                \
+  void depthwise_conv2d_fused(const DepthwiseConv2dFused& f, const Launch& launch);                 \
   /* x (every element) from y and weight; no activation, no bias. */                                \
   void depthwise_conv2d_backward_input(const DepthwiseConv2dParams& p, const Launch& launch);       \
   /* weight and, if not null, bias (both contiguous) from x and y; no activation. Deterministic. */ \

@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..ops.depthwise_conv2d import _backward_input_fake, _backward_weight_fake, _forward_fake, both
+from .._epilogue import Epilogue
+from ..ops.depthwise_conv2d import _backward_input_fake, _backward_weight_fake, _forward_fake, _fused_fake, both
 from .epilogue import activate
 
 INTERPRETED = triton.knobs.runtime.interpret
@@ -38,15 +39,17 @@ def _tile(index, c, h, w, WIDE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_H: tl
 # traffic: l2 2.03, loads 6.52, stores 1.00, shared 1.00 (tests/test_gpu_traffic.py)
 @triton.jit
 def forward_kernel(
-    x, weight, bias, y,
+    x, weight, bias, slope, scale, residual, gate, y,
     c, ih, iw, oh, ow,
     x_n, x_c, x_h, x_w,
     y_n, y_c, y_h, y_w,
     weight_c, weight_h, weight_w,
     padding_t, padding_l,
+    slope_c, residual_n, residual_c, residual_h, residual_w, gate_n, gate_c,
     MULTIPLIER: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
-    ACTIVATION: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr,
+    ACTIVATION: tl.constexpr, ALPHA: tl.constexpr, RESIDUAL_FIRST: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     n, k, i, j = _tile(tl.program_id(0), c, oh, ow, WIDE, BLOCK_C, BLOCK_H, BLOCK_W)
@@ -54,7 +57,7 @@ def forward_kernel(
     x += n * x_n + k // MULTIPLIER * x_c
     weight += k * weight_c
     z = tl.zeros([BLOCK_C, BLOCK_H * BLOCK_W], SUM)
-    if bias is not None:
+    if bias is not None and scale is None:
         z += tl.load(bias + k, k < c, 0).to(SUM)
     for u in range(KH):
         row = i * STRIDE_H + u * DILATION_H - padding_t
@@ -64,7 +67,23 @@ def forward_kernel(
             inside = (k < c) & row_inside & (column >= 0) & (column < iw)
             value = tl.load(x + row * x_h + column * x_w, inside, 0)
             z += tl.load(weight + u * weight_h + v * weight_w, k < c, 0).to(SUM) * value.to(SUM)
-    z = activate(z, 0.0, 0.0, ACTIVATION)
+    if scale is not None:
+        z *= tl.load(scale + k, k < c, 0).to(SUM)
+        if bias is not None:
+            z += tl.load(bias + k, k < c, 0).to(SUM)
+    if residual is not None:
+        inside = (k < c) & (i < oh) & (j < ow)
+        after = tl.load(residual + n * residual_n + k * residual_c + i * residual_h + j * residual_w, inside, 0).to(SUM)
+        if RESIDUAL_FIRST:
+            z += after
+    of_channel = 0.0
+    if slope is not None:
+        of_channel = tl.load(slope + k * slope_c, k < c, 0).to(SUM)
+    z = activate(z, ALPHA, of_channel, ACTIVATION)
+    if residual is not None and not RESIDUAL_FIRST:
+        z += after
+    if gate is not None:
+        z *= tl.load(gate + n * gate_n + k * gate_c, k < c, 0).to(SUM)
     y += n * y_n + k * y_c + i * y_h + j * y_w
     tl.store(y, z.to(y.dtype.element_ty), (k < c) & (i < oh) & (j < ow))
 
@@ -254,7 +273,7 @@ def _geometry(x: Tensor, weight: Tensor, y: Tensor, stride, dilation) -> dict:
     }
 
 
-def _launch(kernel, tensors, written: Tensor, step, stride, padding, dilation, **constants) -> None:
+def _launch(kernel, tensors, written: Tensor, step, stride, padding, dilation, strides=(), **constants) -> None:
     """Starts a program for each tile of `written`, whose pixels are `step` (rows, columns) apart."""
     x, weight, *_, y = tensors
     n, c, *size = written.shape
@@ -269,7 +288,7 @@ def _launch(kernel, tensors, written: Tensor, step, stride, padding, dilation, *
     with _device_of(x):
         kernel[grid](
             *tensors, c, *x.shape[2:], *y.shape[2:], *x.stride(), *y.stride(),
-            weight.stride(0), weight.stride(2), weight.stride(3), padding[0], padding[2],
+            weight.stride(0), weight.stride(2), weight.stride(3), padding[0], padding[2], *strides,
             **_geometry(x, weight, y, stride, dilation), CHANNELS_LAST=last, **constants, **fixed,
         )  # fmt: skip
 
@@ -277,10 +296,26 @@ def _launch(kernel, tensors, written: Tensor, step, stride, padding, dilation, *
 # --- the op -----------------------------------------------------------------------------------------------------------
 def depthwise_conv2d(x, weight, bias, stride, padding, dilation, activation) -> Tensor:
     y = _forward_fake(x, weight, bias, stride, padding, dilation, activation)
+    return _into(y, x, weight, bias, stride, padding, dilation, Epilogue(activation))
+
+
+def depthwise_conv2d_fused(x, weight, bias, stride, padding, dilation, *epilogue) -> Tensor:
+    y = _fused_fake(x, weight, bias, stride, padding, dilation, *epilogue)
+    return _into(y, x, weight, bias, stride, padding, dilation, Epilogue(*epilogue))
+
+
+def _into(y: Tensor, x, weight, bias, stride, padding, dilation, e: Epilogue) -> Tensor:
     if y.numel() == 0:
         return y
-    bias = None if bias is None else bias.contiguous()
-    _launch(_forward, (x, weight, bias, y), y, (1, 1), stride, padding, dilation, ACTIVATION=activation)
+    bias, slope, scale = (None if t is None else t.contiguous() for t in (bias, e.slope, e.scale))
+    residual = (0,) * 4 if e.residual is None else e.residual.stride()
+    gate = (0,) * 2 if e.gate is None else e.gate.stride()
+    strides = (int(slope is not None and slope.numel() > 1), *residual, *gate)
+    tensors = (x, weight, bias, slope, scale, e.residual, e.gate, y)
+    _launch(
+        _forward, tensors, y, (1, 1), stride, padding, dilation, strides,
+        ACTIVATION=e.activation, ALPHA=e.alpha, RESIDUAL_FIRST=e.residual_first,
+    )  # fmt: skip
     return y
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dense
 import pytest
 import torch
 import torch.nn.functional as F
@@ -43,8 +44,16 @@ FORWARD = OPS.depthwise_conv2d.default
 BACKWARD = OPS.depthwise_conv2d_backward.default
 BACKWARD_INPUT = OPS.depthwise_conv2d_backward_input.default
 BACKWARD_WEIGHT = OPS.depthwise_conv2d_backward_weight.default
-ACTIVATIONS = {"none": lambda z: z, "relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": F.hardswish}
-LIPSCHITZ = {"none": 1.0, "relu": 1.0, "relu6": 1.0, "silu": 1.1, "hardswish": 1.5}
+FUSED = OPS.depthwise_conv2d_fused.default  # test_depthwise_conv2d_fused.py has more
+ACTIVATIONS = {
+    "none": lambda z: z, "relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": F.hardswish,
+    "hardsigmoid": F.hardsigmoid, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "gelu": F.gelu,
+    "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
+}  # fmt: skip
+LIPSCHITZ = {
+    "none": 1.0, "relu": 1.0, "relu6": 1.0, "silu": 1.1, "hardswish": 1.5, "hardsigmoid": 0.2, "sigmoid": 0.25,
+    "tanh": 1.001, "gelu": 1.13, "gelu_tanh": 1.13,
+}  # fmt: skip
 
 
 # --- the formula, in float64 ------------------------------------------------------------------------------------------
@@ -143,6 +152,11 @@ def check_all(shape, co, k, geometry, *, bias=True, activation="none", dtype=tor
     check_forward(x, w, b, geometry, activation, against_torch)
     dy = lay((shape[0], co, *geometry.output(*shape[2:], *k)), dtype, dy_layout or layout)
     check_backward(dy, x, w, geometry)
+    fused = (dense.EVERYTHING, dense.Fused("prelu", residual="before"))[(co + k[0]) % 2]
+    layer = dense.make_layer(shape, co, k, geometry, shape[1], fused, dtype=dtype, layout=layout,
+                             weight_layout=weight_layout)  # fmt: skip
+    y = FUSED(layer.x, layer.w, layer.options["bias"], *geometry, *layer.epilogue())
+    dense.judge(y, layer, dense.expected(layer))
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -228,7 +242,7 @@ REPRESENTATIVE = [  # shape, out channels, kernel, geometry: one for each road t
 @pytest.mark.parametrize("case", REPRESENTATIVE, ids=lambda case: f"{case[0]} {case[2]}")
 def test_representative(case, layout, dtype):
     shape, co, k, geometry = case
-    activation = list(ACTIVATIONS)[(shape[1] + k[1]) % 5]
+    activation = list(ACTIVATIONS)[(shape[1] + k[1]) % len(ACTIVATIONS)]
     check_all(shape, co, k, geometry, activation=activation, layout=layout, dtype=dtype)
     check_all(shape, co, k, geometry, bias=False, layout=layout, dtype=dtype, weight_layout="packed")
 
@@ -934,7 +948,7 @@ BAD = {  # arguments of the public function, exception, and what its text must n
     "kernel too wide": ((X, torch.zeros(4, 1, 1, 9), None, 1, 1), R, ["width", "8", "9", "empty"]),
     "dilated too far": ((X, W, None, 1, 0, (1, 3)), R, ["width", "6", "7", "empty"]),
     "empty image": ((X[:, :, :0], W), R, ["height", "0", "3", "empty"]),
-    "activation unknown": ((X, W, None, 1, 0, 1, "gelu"), V, ["activation", "gelu", "none, relu, relu6, silu"]),
+    "activation unknown": ((X, W, None, 1, 0, 1, "swish"), V, ["activation", "swish", "none, relu, relu6, silu"]),
     "activation none": ((X, W, None, 1, 0, 1, None), TypeError, ["activation", "None", "none, relu, relu6, silu"]),
 }  # fmt: skip
 
@@ -966,7 +980,7 @@ BAD_RAW = {
     "dilation of three": (FORWARD, (X, W, None, G[0], G[1], [1, 1, 1], "none"), ["dilation", "[1, 1, 1]"]),
     "padding of two": (FORWARD, (X, W, None, G[0], [1, 1], G[2], "none"), ["padding", "[1, 1]", "(top, bottom,"]),
     "cropped away": (FORWARD, (X, W, None, G[0], [-2, -2, 0, 0], G[2], "none"), ["height", "2", "3", "empty"]),
-    "activation": (FORWARD, (X, W, None, *G, "tanh"), ["activation", "tanh", "none", "hardswish"]),
+    "activation": (FORWARD, (X, W, None, *G, "elu"), ["activation", "'elu'", "none", "hardswish"]),
     "weight": (FORWARD, (X, W[:3], None, *G, "none"), ["weight", "3", "4 channels"]),
     "bias": (FORWARD, (X, W, B[:3], *G, "none"), ["bias", "[3]", "[4]"]),
     "bias dtype": (FORWARD, (X, W, B.half(), *G, "none"), ["bias", "float16", "float32"]),

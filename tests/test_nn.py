@@ -165,12 +165,12 @@ def test_four_paddings(mode):
         (lambda: DepthwiseConv2d(4, 4, 3, padding=(1, 2, 3)), ["padding", "(1, 2, 3)", "(top, bottom, left, right)"]),
         (lambda: DepthwiseConv2d(4, 4, 3, padding="full"), ["padding", "full", "same", "valid"]),
         (lambda: DepthwiseConv2d(4, 4, 3, padding_mode="mirror"), ["padding_mode", "mirror", "reflect"]),
-        (lambda: DepthwiseConv2d(4, 4, 3, activation="gelu"), ["activation", "gelu", "hardswish"]),
+        (lambda: DepthwiseConv2d(4, 4, 3, activation="elu"), ["activation", "elu", "hardswish"]),
         (lambda: DepthwiseConv1d(4, 6, 3), ["out_channels", "multiple of in_channels = 4", "6"]),
         (lambda: DepthwiseConv1d(4, 4, 3, 0), ["stride", "positive", "0"]),
         (lambda: DepthwiseConv1d(4, 4, 3, padding=-1), ["padding", "negative", "-1"]),
         (lambda: DepthwiseConv1d(4, 4, 3, padding=(1, 2, 3)), ["padding", "(1, 2, 3)"]),
-        (lambda: DepthwiseConv1d(4, 4, 3, activation="gelu"), ["activation", "gelu", "hardswish"]),
+        (lambda: DepthwiseConv1d(4, 4, 3, activation="elu"), ["activation", "elu", "hardswish"]),
     ],
 )
 def test_bad_construction(make, words):

@@ -13,6 +13,7 @@ from bounds import assert_exact, assert_linear, assert_nonlinear
 from torch import Tensor
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
+import dense  # noqa: E402
 import ptx_on_cpu  # noqa: E402
 import triton.language as tl  # noqa: E402
 from ptx_on_cpu import triton_driver  # noqa: E402
@@ -27,6 +28,7 @@ from test_depthwise_conv2d import (  # noqa: E402
     forward64,
     lay,
 )
+from test_depthwise_conv2d_fused import MANY  # noqa: E402
 from triton.runtime.errors import OutOfResources  # noqa: E402
 from triton.tools.tensor_descriptor import TensorDescriptor  # noqa: E402
 
@@ -620,6 +622,20 @@ def test_activations_of_depthwise_conv2d(driver, activation):
     with driver.turn(kernels._forward, 0):
         problem.forward()
     driver.report.check()
+
+
+@LAYOUTS
+@pytest.mark.parametrize("index", range(len(MANY)), ids=lambda i: MANY[i].activation)
+def test_epilogues_of_depthwise_conv2d(index, layout):
+    dtype = (torch.float32, torch.float16, torch.bfloat16, torch.float64)[index % 4]
+    layer = dense.make_layer((2, 6, 8, 9), 18, (3, 3), Geometry((2, 1), (1, 1, 1, 1)), 6, MANY[index], dtype=dtype,
+                             layout=layout)  # fmt: skip
+    with triton_driver.active(80) as driver, driver.turn(kernels._forward, index):
+        y = kernels.depthwise_conv2d_fused(
+            layer.x, layer.w, layer.options.get("bias"), *layer.geometry, *layer.epilogue()
+        )
+        driver.report.check()
+    dense.judge(y, layer, dense.expected(layer))
 
 
 @pytest.mark.parametrize("layout", ["sliced", "channels_last_sliced", "transposed", "reversed", "expanded"])

@@ -313,6 +313,7 @@ void partial_in_general(const Params& p, const Cut& cut, void* partial, void* st
 }  // namespace
 
 int64_t depthwise_conv2d_forward_workspace(const DepthwiseConv2dParams&) { return 0; }
+int64_t depthwise_conv2d_fused_workspace(const DepthwiseConv2dFused&) { return 0; }
 int64_t depthwise_conv2d_backward_input_workspace(const DepthwiseConv2dParams&) { return 0; }
 
 int64_t depthwise_conv2d_backward_weight_workspace(const DepthwiseConv2dParams& p) {
@@ -324,6 +325,15 @@ void depthwise_conv2d_forward(const DepthwiseConv2dParams& p, const Launch& laun
   if (path == Path::kNchw) return forward_in_nchw(p, launch.stream);
   if (path == Path::kGeneral) return forward_in_general(p, launch.stream);
   forward_in_nhwc(p, path, launch.stream);
+}
+
+void depthwise_conv2d_fused(const DepthwiseConv2dFused& f, const Launch& launch) {
+  const Params& p = f.conv;
+  const auto tiles = general_tiles(p, p.c, p.oh, ceil_div(p.ow, kGeneralOutputs), p.y_strides);
+  with_type(p.dtype, [&](auto type) {
+    launch_kernel(forward_fused<typename decltype(type)::type>, grid_of(ceil_div(tiles.count, kGeneralThreads)),
+                  dim3(kGeneralThreads), 0, launch.stream, f, tiles);
+  });
 }
 
 void depthwise_conv2d_backward_input(const DepthwiseConv2dParams& p, const Launch& launch) {

@@ -8,5 +8,6 @@
 namespace lightkernels::cuda::depthwise {
 
 using Params = DepthwiseConv2dParams;
+using Fused = DepthwiseConv2dFused;
 
 }  // namespace lightkernels::cuda::depthwise

@@ -72,7 +72,7 @@ class DepthwiseConv2d(TwoAxes, _Depthwise, nn.Conv2d):
         groups: in_channels, or None for just that; here so that nn.Conv2d's arguments may be passed as they are.
         bias: whether there is one.
         padding_mode: ``"zeros"`` is done by the kernels; ``"reflect"``, ``"replicate"``, ``"circular"`` by F.pad.
-        activation: ``"none"``, ``"relu"``, ``"relu6"``, ``"silu"`` or ``"hardswish"``.
+        activation: a name of ``pytorch_ext.ACTIVATIONS`` that has no parameter.
 
     Shape:
         ``[n, in_channels, h, w]`` or ``[in_channels, h, w]`` to ``[n, out_channels, oh, ow]`` or

@@ -1,6 +1,6 @@
-"""Depthwise 2-D convolution with a fused activation: the mathematics, the schema, the derivative, the public function.
+"""Depthwise 2-D convolution, and what networks put behind it: the mathematics, schemas, derivatives, public functions.
 
-y[n, c, i, j] = act(b[c] + sum_{u, v} w[c, 0, u, v] * x[n, c // m, i*s_h + u*d_h - p_top, j*s_w + v*d_w - p_left])
+y[n, c, i, j] = epilogue(b[c] + sum_{u, v} w[c, 0, u, v] * x[n, c // m, i*s_h + u*d_h - p_top, j*s_w + v*d_w - p_left])
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import _geometry, _op
+from .. import _dense, _epilogue, _geometry, _op
+from .._epilogue import Epilogue
 from .._geometry import empty, join_batch, join_channels, output_size, pad, padding4, plain
 from .._op import memory_format_of, pair
+from .dilated_conv2d import check_types, join, unsqueezed
 
-ACTIVATIONS = {"none": lambda z: z, "relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": F.hardswish}
+ACTIVATIONS = _epilogue.PLAIN  # what depthwise_conv2d does itself; all else is depthwise_conv2d_fused's
 
 
 # --- shapes and checks (also the fake kernels) ------------------------------------------------------------------------
@@ -27,8 +29,8 @@ def _check(op: str, x: Tensor, weight: Tensor, stride, padding, dilation) -> Non
     _geometry.check(op, stride, padding, dilation)
 
 
-def _forward_fake(x, weight, bias, stride, padding, dilation, activation):
-    op = "depthwise_conv2d"
+def _sizes(op: str, x, weight, stride, padding, dilation) -> tuple:
+    """Of y."""
     if x.dim() != 4:
         raise RuntimeError(f"{op}: x must have shape [n, c, h, w], got {list(x.shape)}")
     _check(op, x, weight, stride, padding, dilation)
@@ -38,14 +40,24 @@ def _forward_fake(x, weight, bias, stride, padding, dilation, activation):
         raise RuntimeError(
             f"{op}: weight must have a positive multiple of x's {c} channels in dimension 0, got {out_channels}"
         )
-    if bias is not None and (bias.dim() != 1 or bias.shape[0] != out_channels):
-        raise RuntimeError(f"{op}: bias must have shape [{out_channels}], got {list(bias.shape)}")
-    if bias is not None and (bias.dtype != x.dtype or bias.device != x.device):
-        raise RuntimeError(f"{op}: bias must be {x.dtype} on {x.device}, got {bias.dtype} on {bias.device}")
-    if activation not in ACTIVATIONS:
-        raise RuntimeError(f"{op}: activation must be one of {list(ACTIVATIONS)}, got '{activation}'")
     oh, ow = output_size(op, (ih, iw), weight.shape[2:], stride, padding, dilation)
-    return empty(x, (n, out_channels, oh, ow))
+    return n, out_channels, oh, ow
+
+
+def _forward_fake(x, weight, bias, stride, padding, dilation, activation):
+    op = "depthwise_conv2d"
+    y = empty(x, _sizes(op, x, weight, stride, padding, dilation))
+    _epilogue.check(op, Epilogue(), bias, x, y.shape)
+    if activation not in ACTIVATIONS:
+        raise RuntimeError(f"{op}: activation must be one of {', '.join(ACTIVATIONS)}, got '{activation}'")
+    return y
+
+
+def _fused_fake(x, weight, bias, stride, padding, dilation, *epilogue):
+    op = "depthwise_conv2d_fused"
+    y = empty(x, _sizes(op, x, weight, stride, padding, dilation))
+    _epilogue.check(op, Epilogue(*epilogue), bias, x, y.shape)
+    return y
 
 
 def _backward_input_fake(dy, weight, ih, iw, channels, stride, padding, dilation):
@@ -96,11 +108,14 @@ def both(backward_input, backward_weight):
 # --- reference --------------------------------------------------------------------------------------------------------
 def _forward_reference(x, weight, bias, stride, padding, dilation, activation):
     y = _forward_fake(x, weight, bias, stride, padding, dilation, activation)
-    if y.numel() == 0:
-        return y
-    x, weight, bias = plain(x), plain(weight), plain(bias)
-    z = F.conv2d(pad(x, padding), weight, bias, stride, 0, dilation, groups=x.shape[1])
-    return y.copy_(ACTIVATIONS[activation](z))
+    return _dense.forward_reference(
+        y, x, weight, bias, stride, padding, dilation, x.shape[1], Epilogue(activation=activation)
+    )
+
+
+def _fused_reference(x, weight, bias, stride, padding, dilation, *epilogue):
+    y = _fused_fake(x, weight, bias, stride, padding, dilation, *epilogue)
+    return _dense.forward_reference(y, x, weight, bias, stride, padding, dilation, x.shape[1], Epilogue(*epilogue))
 
 
 def _convolution_backward(dy, xp, weight, stride, dilation, mask):
@@ -131,23 +146,17 @@ def _backward_weight_reference(dy, x, kh, kw, stride, padding, dilation):
 
 # --- derivatives ------------------------------------------------------------------------------------------------------
 def _activation_backward(activation: str, dy: Tensor, saved: Tensor) -> Tensor:
-    """dz from dy; saved is y for the clipped activations, whose derivative shows in y, and z for the smooth ones."""
-    aten = torch.ops.aten
-    if activation == "relu":
-        return aten.threshold_backward(dy, saved, 0)
-    if activation == "relu6":
-        return aten.hardtanh_backward(dy, saved, 0, 6)
-    if activation == "hardswish":
-        return aten.hardswish_backward(dy, saved)
-    if not torch.is_grad_enabled():
-        return aten.silu_backward(dy, saved)
-    gate = torch.sigmoid(saved)  # aten.silu_backward has no derivative of its own
-    return dy * gate * (1 + saved * (1 - gate))
+    """dz from dy; saved is y for the activations whose derivative shows in y, and z for the others."""
+    if activation in _epilogue.FROM_OUTPUT:
+        return _epilogue.derivative_from_output(activation, dy, saved)
+    if activation == "silu" and not torch.is_grad_enabled():
+        return torch.ops.aten.silu_backward(dy, saved)
+    return _epilogue.derivative(activation, 0.0, None, dy, saved)
 
 
 def _forward_setup(ctx, inputs, output):
     x, weight, bias, *ctx.geometry, ctx.activation = inputs
-    ctx.save_for_backward(x, weight, bias, output if ctx.activation in ("relu", "relu6") else None)
+    ctx.save_for_backward(x, weight, bias, output if ctx.activation in _epilogue.FROM_OUTPUT else None)
 
 
 def _forward_backward(ctx, dy):
@@ -156,14 +165,44 @@ def _forward_backward(ctx, dy):
         saved = forward(x, weight, bias, *ctx.geometry, "none") if y is None else y
         dy = _activation_backward(ctx.activation, dy, saved)
     dy = dy.contiguous(memory_format=memory_format_of(x))
-    dx = dweight = dbias = None
-    if ctx.needs_input_grad[0] and (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
-        dx, dweight, dbias = backward(dy, x, weight, *ctx.geometry)
-    elif ctx.needs_input_grad[0]:
-        dx = backward_input(dy, weight, *x.shape[2:], x.shape[1], *ctx.geometry)
-    else:
-        dweight, dbias = backward_weight(dy, x, *weight.shape[2:], *ctx.geometry)
+    dx, dweight, dbias = _gradients(dy, x, weight, ctx.geometry, ctx.needs_input_grad)
     return dx, dweight, dbias if bias is not None else None, None, None, None, None
+
+
+def _gradients(dz, x, weight, geometry, needs) -> tuple:
+    """Of x, weight and bias, as far as one of the last two is needed."""
+    if needs[0] and (needs[1] or needs[2]):
+        return backward(dz, x, weight, *geometry)
+    if needs[0]:
+        return backward_input(dz, weight, *x.shape[2:], x.shape[1], *geometry), None, None
+    if needs[1] or needs[2]:
+        return None, *backward_weight(dz, x, *weight.shape[2:], *geometry)
+    return None, None, None
+
+
+def _fused_setup(ctx, inputs, output):
+    x, weight, bias, *ctx.geometry = inputs[:6]
+    e = Epilogue(*inputs[6:])
+    ctx.activation, ctx.alpha, ctx.residual_first = e.activation, e.alpha, e.residual_first
+    ctx.save_for_backward(x, weight, bias, _dense.kept(output, e), e.slope, e.scale, e.residual, e.gate)
+
+
+def _fused_backward(ctx, dy):
+    x, weight, bias, y, slope, scale, residual, gate = ctx.saved_tensors
+    e = Epilogue(ctx.activation, ctx.alpha, slope, scale, residual, ctx.residual_first, gate)
+    needs = ctx.needs_input_grad
+
+    def convolved(bias, e):
+        return fused(x, weight, bias, *ctx.geometry, *e)
+
+    found = _dense.dy_behind_epilogue(dy, y, bias, e, convolved, (needs[8], needs[9], needs[10], needs[12]))
+    dz, ds, d_slope, d_scale, d_residual, d_gate = found
+    ds = ds.contiguous(memory_format=memory_format_of(x))
+    dx, dweight, dbias = _gradients(ds, x, weight, ctx.geometry, needs)
+    if needs[2] and e.scale is not None:
+        dbias = dz.sum((0, 2, 3))
+    dbias = dbias if needs[2] else None
+    return dx, dweight if needs[1] else None, dbias, *(None,) * 5, d_slope, d_scale, d_residual, None, d_gate
 
 
 def _backward_input_setup(ctx, inputs, output):
@@ -218,6 +257,13 @@ def _forward_vmap(info, in_dims, x, weight, bias, *rest):
     return y.unflatten(1, (b, -1)), 1
 
 
+def _fused_vmap(info, in_dims, x, weight, bias, stride, padding, dilation, *epilogue):
+    dims = Epilogue(*in_dims[6:])
+    (x, weight, bias), e, _, axis = join(info.batch_size, in_dims[:3], (x, weight, bias), dims, Epilogue(*epilogue))
+    y = fused(x, weight, bias, stride, padding, dilation, *e)
+    return y.unflatten(axis, (info.batch_size, -1)), axis
+
+
 def _backward_input_vmap(info, in_dims, dy, weight, ih, iw, channels, *rest):
     b = info.batch_size
     if in_dims[1] is None:
@@ -270,6 +316,16 @@ forward = _op.register(
     flops=_forward_flops,
     autocast=True,
 )
+fused = _op.register(
+    f"depthwise_conv2d_fused(Tensor x, Tensor weight, Tensor? bias, {_geometry.SCHEMA}, {_epilogue.SCHEMA}) -> Tensor",
+    reference=_fused_reference,
+    fake=_fused_fake,
+    setup_context=_fused_setup,
+    backward=_fused_backward,
+    vmap=_fused_vmap,
+    flops=_forward_flops,
+    autocast=True,
+)
 backward_input = _op.register(
     "depthwise_conv2d_backward_input(Tensor dy, Tensor weight, SymInt ih, SymInt iw, SymInt channels, "
     f"{_geometry.SCHEMA}) -> Tensor",
@@ -312,8 +368,16 @@ def depthwise_conv2d(
     padding: int | tuple[int, int] | tuple[int, int, int, int] | str = 0,
     dilation: int | tuple[int, int] = 1,
     activation: str = "none",
+    *,
+    activation_parameter: float | Tensor | None = None,
+    scale: Tensor | None = None,
+    residual: Tensor | None = None,
+    residual_first: bool = False,
+    gate: Tensor | None = None,
 ) -> Tensor:
-    """Depthwise convolution: each channel with kernels of its own, then bias and activation, in one pass.
+    """Depthwise convolution: each channel with kernels of its own, then bias, activation and more, in one pass.
+
+    y = (act(conv(x) * scale + bias) + residual) * gate, or act(conv(x) * scale + bias + residual) * gate.
 
     Args:
         x: ``[n, c, h, w]`` or ``[c, h, w]``; float32, float64, bfloat16 or float16 (16-bit sums are carried in
@@ -325,8 +389,11 @@ def depthwise_conv2d(
         padding: zeros around the image, in pixels: int, (height, width), (top, bottom, left, right), ``"same"``
             (TensorFlow's: ceil(size / stride) outputs, the odd pixel at bottom and right) or ``"valid"`` (none).
         dilation: positive int, or (height, width).
-        activation: ``"none"``, ``"relu"``, ``"relu6"``, ``"silu"`` (x * sigmoid(x)) or ``"hardswish"``
-            (x * relu6(x + 3) / 6); differentiable.
+        activation: a name of ``pytorch_ext.ACTIVATIONS``; differentiable. activation_parameter: leaky_relu's slope
+            (0.01), elu's alpha (1.0), or prelu's slopes, ``[c * m]`` or ``[1]``.
+        scale: ``[c * m]``, what the sums are multiplied by (a folded batch normalisation).
+        residual: y's shape, added behind the activation, or before it with residual_first.
+        gate: ``[n, c * m]``, what each channel is multiplied by at last.
 
     Returns:
         ``[n, c * m, oh, ow]`` with ``oh = (h + top + bottom - d_h * (kh - 1) - 1) // s_h + 1``, likewise ``ow``.
@@ -338,21 +405,20 @@ def depthwise_conv2d(
 
     Source: Chollet, "Xception", 2017 (arXiv 1610.02357); Howard et al., "MobileNets", 2017 (arXiv 1704.04861), eq. 3.
     """
-    if not isinstance(x, Tensor) or not isinstance(weight, Tensor):
-        raise TypeError(f"x and weight must be tensors, got {type(x).__name__} and {type(weight).__name__}")
-    if bias is not None and not isinstance(bias, Tensor):
-        raise TypeError(f"bias must be a tensor or None, got {type(bias).__name__}")
+    check_types(x, weight, bias=bias, scale=scale, residual=residual, gate=gate)
     stride, dilation = pair(stride, "stride"), pair(dilation, "dilation")
-    if not isinstance(activation, str):
-        raise TypeError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    activation, alpha, slope = _epilogue.parse(activation, activation_parameter)
     dim = x.dim()
     if dim == 3:
-        x = x.unsqueeze(0)
+        x, residual, gate = unsqueezed(x, residual, gate)
     elif dim != 4:
         raise ValueError(f"x must have shape [n, c, h, w] or [c, h, w], got {list(x.shape)}")
-    y = forward(x, weight, bias, stride, padding4(padding, x, weight, stride, dilation), dilation, activation)
+    geometry = stride, padding4(padding, x, weight, stride, dilation), dilation
+    if scale is None and residual is None and gate is None and activation in ACTIVATIONS:
+        y = forward(x, weight, bias, *geometry, activation)
+    else:
+        rest = activation, alpha, slope, scale, residual, bool(residual_first), gate
+        y = fused(x, weight, bias, *geometry, *rest)
     return y.squeeze(0) if dim == 3 else y
 
 
@@ -364,6 +430,7 @@ def depthwise_conv1d(
     padding: int | tuple[int, int] | str = 0,
     dilation: int = 1,
     activation: str = "none",
+    **epilogue,
 ) -> Tensor:
     """Depthwise 1-D convolution: :func:`depthwise_conv2d` on one row.
 
@@ -371,7 +438,8 @@ def depthwise_conv1d(
         x: ``[n, c, length]`` or ``[c, length]``.
         weight: ``[c * m, 1, k]``; bias: ``[c * m]`` or None.
         stride, dilation: positive ints. padding: int, (left, right), ``"same"`` or ``"valid"``.
-        activation: as in :func:`depthwise_conv2d`.
+        activation, and by keyword activation_parameter, scale, residual (y's shape), residual_first, gate: as in
+            :func:`depthwise_conv2d`.
 
     Returns:
         ``[n, c * m, (length + left + right - dilation * (k - 1) - 1) // stride + 1]``.
@@ -379,5 +447,7 @@ def depthwise_conv1d(
     Raises: as :func:`depthwise_conv2d`.
     """
     x, weight, stride2, padding2, dilation2 = _geometry.on_one_row(x, weight, stride, padding, dilation, "[c, 1, k]")
-    y = depthwise_conv2d(x, weight, bias, stride2, padding2, dilation2, activation)
+    if isinstance(residual := epilogue.get("residual"), Tensor):
+        epilogue["residual"] = residual.unsqueeze(-2)
+    y = depthwise_conv2d(x, weight, bias, stride2, padding2, dilation2, activation, **epilogue)
     return y.squeeze(-2)

@@ -72,6 +72,8 @@ def layer(last: bool, dtype: torch.dtype, stride: int, dilation: int) -> tuple:
 def run(op, x, w, dy, geometry) -> None:
     """Every pass, through `op(name)`."""
     op("depthwise_conv2d")(x, w, None, *geometry, "none")
+    ones = torch.ones(1, x.shape[1], dtype=x.dtype)
+    op("depthwise_conv2d_fused")(x, w, None, *geometry, "silu", 0.0, None, ones[0], dy, False, ones)
     op("depthwise_conv2d_backward_input")(dy, w, *x.shape[2:], x.shape[1], *geometry)
     op("depthwise_conv2d_backward_weight")(dy, x, 3, 3, *geometry)
 

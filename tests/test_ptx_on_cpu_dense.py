@@ -1,12 +1,14 @@
 """pointwise_conv2d and dilated_conv2d of the CUDA library without a GPU: as tests/test_ptx_on_cpu_cuda.py, with the
 judges and the cases of the ops' own tests."""
 
+import itertools
+
 import pytest
 import test_dilated_conv2d as dilated
 import test_pointwise_conv2d as pointwise
 import torch
 from convolution import DTYPES, Geometry
-from dense import Fused
+from dense import Fused, expected, judge, make_layer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ptx_on_cpu import cuda
@@ -19,7 +21,8 @@ STRIDES = [
     ((1, 8, 12, 11), 16, (3, 3), Geometry((2, 3), (2, 1, 3, 2), (2, 3)), 1),
     ((1, 8, 12, 11), 8, (4, 3), Geometry((4, 6), (2, 1, 3, 2), (2, 4)), 1),  # strides and dilations share a factor
     ((1, 4, 3, 3), 4, (2, 2), Geometry((50, 70), (30, 30, 40, 40), (7, 3)), 1),
-    ((1, 72, 4, 5), 136, (3, 3), Geometry((1, 1), (1, 1, 1, 1)), 1),  # and a large tile of weight's gradient
+    ((1, 72, 4, 5), 136, (3, 3), Geometry((1, 1), (1, 1, 1, 1)), 1),  # large tiles of weight's gradient
+    ((2, 72, 4, 6), 136, (1, 1), Geometry(), 1),
 ]
 OTHER_LAYOUTS = ["sliced", "channels_last_sliced", "transposed", "expanded", "expanded_channels"]
 
@@ -68,32 +71,40 @@ def test_strides(case, layout, dtype, session):
 
 
 # Tiles of other sizes than small images take, by the road that leads to each.
-TWO_TAPS = ((1, 2), Geometry((1, 1), (0, 0, 1, 0)), 1)
+PLAIN, TWO_TAPS = Geometry(), Geometry((1, 1), (0, 0, 1, 0))
 EPILOGUE = Fused("hardswish", residual="after")
 LARGE = {
-    "large": ((1, 16, 168, 165), 128, "contiguous"),
-    "large chunks": ((1, 16, 168, 165), 128, "channels_last"),
-    "narrow": ((1, 8, 168, 165), 24, "channels_last"),
+    "chunks": ("pointwise_conv2d", "channels_last", ((1, 16, 168, 165), 128, (1, 1), 1, EPILOGUE)),
+    "planes": ("pointwise_conv2d", "contiguous", ((1, 16, 168, 165), 128, (1, 1), 1, EPILOGUE)),
+    "elements": ("pointwise_conv2d", "contiguous", ((1, 16, 167, 166), 128, (1, 1), 1, EPILOGUE)),
+    "narrow": ("pointwise_conv2d", "channels_last", ((1, 8, 168, 165), 24, (1, 1), 1, EPILOGUE)),
+    "taps, chunks": ("dilated_conv2d", "channels_last", ((1, 16, 168, 165), 128, (1, 2), TWO_TAPS, 1, EPILOGUE)),
+    "taps, elements": ("dilated_conv2d", "contiguous", ((1, 16, 168, 165), 128, (1, 2), TWO_TAPS, 1, EPILOGUE)),
+    "taps, narrow": ("dilated_conv2d", "channels_last", ((1, 8, 168, 165), 24, (1, 2), TWO_TAPS, 1, EPILOGUE)),
+    "one tap, planes": ("dilated_conv2d", "contiguous", ((1, 16, 168, 165), 128, (1, 1), PLAIN, 1, EPILOGUE)),
 }
 LARGE_DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
-def run_large(op: str, name: str, dtype) -> None:
-    """Every pixel of a layer of many blocks, and its gradients."""
-    shape, co, layout = LARGE[name]
-    if op == "dilated_conv2d":
-        dilated.check_all(shape, co, *TWO_TAPS, EPILOGUE, layout=layout, dtype=dtype)
-    else:
-        pointwise.check_all(shape, co, fused=EPILOGUE, layout=layout, dtype=dtype)
-
-
 @pytest.mark.parametrize("dtype", LARGE_DTYPES, ids=str)
 @pytest.mark.parametrize("name", LARGE)
-@pytest.mark.parametrize("op", OPS)
-def test_large_images(op, name, dtype, session):
+def test_large_images(name, dtype, session):
+    """Every pixel of a layer of many blocks, and its gradients."""
+    op, layout, case = LARGE[name]
     with session.as_cpu():
-        run_large(op, name, dtype)
+        OPS[op].check_all(*case, layout=layout, dtype=dtype)
     session.report.check()
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_large_images_with_something_before(layout, session):
+    """For which large tiles have no registers."""
+    layer = make_layer((1, 16, 168, 165), 128, (1, 1), PLAIN, 1, Fused(input_activation="silu", input_gate=True),
+                       dtype=torch.float16, layout=layout)  # fmt: skip
+    with session.as_cpu():
+        judge(pointwise.call(layer), layer, expected(layer))
+    session.report.check()
+    assert ["Li64ELi64E" in launch.kernel for launch in session.launches] == [True]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -133,10 +144,8 @@ def run_every_case() -> None:
                 OPS[op].check_all(*case, layout=layout, dtype=dtype)
             for case in STRIDES:
                 dilated.check_all(*case, layout=layout, dtype=dtype)
-    for op in OPS:
-        for name in LARGE:
-            for dtype in LARGE_DTYPES:
-                run_large(op, name, dtype)
+    for (op, layout, case), dtype in itertools.product(LARGE.values(), LARGE_DTYPES):
+        OPS[op].check_all(*case, layout=layout, dtype=dtype)
 
 
 # --- host code --------------------------------------------------------------------------------------------------------

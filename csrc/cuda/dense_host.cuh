@@ -47,6 +47,19 @@ inline Strides4 strides_of(const Strides4& s, int64_t n, int64_t h, int64_t w) {
   return {n > 1 ? s.n : 0, s.c, h > 1 ? s.h : 0, w > 1 ? s.w : 0};
 }
 
+// Channels as planes without gaps, in whole chunks of 16-bit pixels.
+inline bool image_planes(const void* data, int64_t element, int64_t channels, const Strides4& s, int64_t n, int64_t h,
+                         int64_t w) {
+  return element == 2 && (h == 1 || s.h == w * s.w) &&
+         whole_chunks(data, element, h * w, w > 1 ? s.w : 1, {{n, s.n}, {channels, s.c}});
+}
+
+// A product of x as it lies and weight.
+inline bool is_product(const DenseConv2dParams& p) {
+  return p.kh == 1 && p.kw == 1 && p.stride_h == 1 && p.stride_w == 1 && p.padding_t == 0 && p.padding_l == 0 &&
+         p.oh == p.ih && p.ow == p.iw;
+}
+
 // Coordinates of a pixel and a tap, and their sums, are counted in 31 bits.
 inline bool small(const DenseConv2dParams& p) {
   constexpr int64_t kMost = int64_t{1} << 29;
@@ -120,10 +133,11 @@ void choose_tile(const Problem& p, const Result& r, int64_t groups, void* stream
   if constexpr (sizeof(T) == 8) {
     launch_product<T, Medium, COPY, ONE>(p, r, groups, stream);
   } else {
+    const bool enters = p.input_activation != Activation::kNone || p.input_gate;  // which large tiles have no room for
     const int64_t large = ceil_div(p.lines, 128) * ceil_div(p.co, 128) * groups * p.classes;
     if (COPY == Copy::kAsync && p.co <= 32 && ceil_div(p.lines, 128) * groups * p.classes >= kBlocks) {
       if constexpr (COPY == Copy::kAsync) launch_product<T, Narrow, COPY, ONE>(p, r, groups, stream);
-    } else if (large >= kBlocks && (p.co % 128 == 0 || p.co % 128 > 64 || p.co > 512)) {
+    } else if (large >= kBlocks && !enters && (p.co % 128 == 0 || p.co % 128 > 64 || p.co > 512)) {
       launch_product<T, Large<T>, COPY, ONE>(p, r, groups, stream);
     } else {
       launch_product<T, Medium, COPY, ONE>(p, r, groups, stream);
@@ -139,6 +153,9 @@ inline Result forward_result(const DenseConv2dParams& p) {
   r.shuffle = p.shuffle, r.per_shuffle = channels / p.shuffle;
   r.chunks = p.shuffle == 1 && image_chunks(p.y, element, p.co, p.y_strides, p.n, p.oh, p.ow);
   r.residual_chunks = e.residual && image_chunks(e.residual, element, p.co, e.residual_strides, p.n, p.oh, p.ow);
+  r.vector_chunks = true;
+  for (const void* vector : {e.scale, e.bias, e.slope}) r.vector_chunks &= whole_chunks(vector, element, p.co, 1, {});
+  r.gate_chunks = whole_chunks(e.gate, element, p.co, e.gate_c, {{p.n, e.gate_n}});
   r.pixels_first = p.y_strides.w < p.y_strides.c;
   r.epilogue = e;
   return r;
@@ -154,6 +171,7 @@ inline Problem forward_problem(const DenseConv2dParams& p) {
   k.columns = Divider(p.ow), k.rows = Divider(p.oh), k.classes_w = Divider(1), k.classes = 1;
   k.lines_first = p.x_strides.w < p.x_strides.c;
   k.chunks = image_chunks(p.x, size_of(p.dtype), p.ci, p.x_strides, p.n, p.ih, p.iw);
+  k.planes = is_product(p) && image_planes(p.x, size_of(p.dtype), p.groups * p.ci, p.x_strides, p.n, p.ih, p.iw);
   k.input_activation = p.input_activation, k.input_gate = p.input_gate;
   k.input_gate_n = p.input_gate_n, k.input_gate_c = p.input_gate_c;
   return k;
@@ -179,6 +197,7 @@ inline Problem backward_problem(const DenseConv2dParams& p) {
   }
   k.lines_first = p.y_strides.w < p.y_strides.c;
   k.chunks = image_chunks(p.y, size_of(p.dtype), p.co, p.y_strides, p.n, p.oh, p.ow);
+  k.planes = is_product(p) && image_planes(p.y, size_of(p.dtype), p.groups * p.co, p.y_strides, p.n, p.oh, p.ow);
   return k;
 }
 
@@ -207,6 +226,8 @@ void product(const DenseConv2dParams& p, Problem k, const Result& r, bool backwa
     using T = decltype(type);
     if (sizeof(T) < 8 && k.chunks && small(p)) {
       if constexpr (sizeof(T) < 8) choose_tile<T, Copy::kAsync, ONE>(k, r, p.groups, launch.stream);
+    } else if (sizeof(T) == 2 && k.planes && small(p)) {
+      if constexpr (sizeof(T) == 2) choose_tile<T, Copy::kPlanes, ONE>(k, r, p.groups, launch.stream);
     } else {
       choose_tile<T, Copy::kGather, ONE>(k, r, p.groups, launch.stream);
     }

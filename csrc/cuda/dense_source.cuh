@@ -7,19 +7,20 @@
 
 namespace lightkernels::cuda::dense {
 
-// How x comes to shared memory.
-enum class Copy { kAsync, kGather };  // whole chunks, without registers; anything else
+// How images come to shared memory: in whole chunks of a pixel's channels, without a detour through registers; so too,
+// in chunks of a channel's pixels (16 bit, 1x1 kernels); anything else.
+enum class Copy { kAsync, kPlanes, kGather };
 
 // Where y's values go.
 struct Result {
   void* y;
   Strides4 strides;
-  int64_t h, w;          // y's pixels
-  int64_t per_shuffle;   // channels of one of the shuffled groups
-  int64_t shuffle;       // 1: channels stay where they are
-  bool chunks;           // can be stored 16 bytes at once
-  bool residual_chunks;  // the same of reading the residual
-  bool pixels_first;     // lanes along pixels, else along channels
+  int64_t h, w;                                      // y's pixels
+  int64_t per_shuffle;                               // channels of one of the shuffled groups
+  int64_t shuffle;                                   // 1: channels stay where they are
+  bool chunks;                                       // can be stored 16 bytes at once
+  bool residual_chunks, vector_chunks, gate_chunks;  // so can be read: the residual, [c] vectors, the gate
+  bool pixels_first;                                 // lanes along pixels, else along channels
   Epilogue epilogue;
 };
 
@@ -41,7 +42,8 @@ struct Problem {
   Divider vectors, taps_w;                      // of k: chunks of a tap, taps of a row of the kernel
   int64_t classes;
   bool lines_first;          // lanes along pixels, else along channels: elements one by one
-  bool chunks;               // x has its channels in whole chunks: elements one by one are not needed
+  bool chunks;               // x has its channels in whole chunks
+  bool planes;               // and its channels' pixels, for a product of x as it lies
   int64_t class_h, class_w;  // the stride that made classes; their taps' distances in weight and in dy
   int64_t class_taps_h, class_taps_w, class_step_h, class_step_w;
   Activation input_activation;
@@ -50,38 +52,38 @@ struct Problem {
 };
 
 // What a block is about.
+template <class Tile>
 struct Block {
-  int64_t m0;
-  int n0;  // within the group
-  int64_t group;
-  int class_h, class_w;
+  int tile_m, n0, group, class_h, class_w;  // n0 within the group
+
+  __device__ __forceinline__ explicit Block(const Problem& p) {
+    unsigned index = blockIdx.x;
+    n0 = split(index, p.tiles_n) * Tile::kN;
+    tile_m = split(index, p.tiles_m);
+    group = split(index, p.groups);
+    class_w = split(index, p.classes_w);
+    class_h = static_cast<int>(index);
+  }
+  __device__ __forceinline__ int64_t m0() const { return int64_t{tile_m} * Tile::kM; }
 };
 
-template <class Tile>
-__device__ __forceinline__ Block block_of(const Problem& p) {
-  unsigned index = blockIdx.x;
-  Block at;
-  at.n0 = split(index, p.tiles_n) * Tile::kN;
-  at.m0 = static_cast<int64_t>(split(index, p.tiles_m)) * Tile::kM;
-  at.group = split(index, p.groups);
-  at.class_w = split(index, p.classes_w);
-  at.class_h = static_cast<int>(index);
-  return at;
-}
-
 // Taps along one axis.
+template <class Coord>
 struct Taps {
-  int64_t count, first, step;  // in x: where the grid's first pixel meets the first, and how far apart they are
-  int64_t begin, apart;        // in weight
+  int count;
+  Coord first, step;  // in x: where the grid's first pixel meets the first, and how far apart they are
+  int begin, apart;   // in weight
 };
 
 // Pixel index * stride + class of dx meets tap u in row (that + padding - u * dilation) / stride of dy, if it is whole.
-__device__ __forceinline__ Taps taps_of_class(int64_t at, int64_t taps, int64_t padding, int64_t dilation,
-                                              int64_t stride, int64_t apart, int64_t step) {
+template <class Coord>
+__device__ __forceinline__ Taps<Coord> taps_of_class(int at, int64_t taps, int64_t padding, int64_t dilation,
+                                                     int64_t stride, int64_t apart, int64_t step) {
   int64_t begin = 0, shifted = at + padding;
   while (begin < taps && begin < apart && shifted % stride) ++begin, shifted -= dilation;
   if (begin >= taps || begin >= apart) return {0, 0, 0, 0, 1};
-  return {(taps - 1 - begin) / apart + 1, shifted / stride, -step, begin, apart};
+  return {static_cast<int>((taps - 1 - begin) / apart + 1), static_cast<Coord>(shifted / stride),
+          static_cast<Coord>(-step), static_cast<int>(begin), static_cast<int>(apart)};
 }
 
 // The lines that a thread copies: COUNT chunks of a tile of LINES lines, COLUMNS chunks each.

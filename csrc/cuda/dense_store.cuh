@@ -20,12 +20,33 @@ __device__ __forceinline__ A* slab_place(A* slab, int line, int column) {
   return slab + line * WN + (((column / kV) ^ slab_key(line)) * kV) + column % kV;
 }
 
-// kVector elements `stride` apart, of which `inside` are there.
+// What an epilogue holds of kVector channels, as memory has it: half the registers of what is computed with.
 template <class T>
-__device__ __forceinline__ void load_chunk(const T* p, int64_t stride, int inside, bool chunks,
-                                           Sum<T> (&v)[kVector<T>]) {
-  widen<T>(gather(p, stride, inside, chunks), v);
-}
+struct Channels {
+  Chunk<T> scale, bias, slope, gate;
+
+  // Of the channels from c on, of which `inside` are there, and all but the gate.
+  __device__ __forceinline__ void load(const Epilogue& e, int64_t c, int inside, bool chunks) {
+    if (e.scale) scale = chunk(e.scale, c, inside, chunks);
+    if (e.bias) bias = chunk(e.bias, c, inside, chunks);
+    if (e.slope) slope = chunk(e.slope, c * e.slope_c, inside, chunks && e.slope_c, e.slope_c);
+  }
+
+  static __device__ __forceinline__ Chunk<T> chunk(const void* p, int64_t at, int inside, bool chunks,
+                                                   int64_t stride = 1) {
+    const uint4 word = gather(static_cast<const T*>(p) + at, stride, inside, chunks);
+    Chunk<T> result;
+    memcpy(&result, &word, kChunk);
+    return result;
+  }
+
+  __device__ __forceinline__ Channel<Sum<T>> of(const Epilogue& e, int v) const {
+    using A = Sum<T>;
+    return {e.scale ? cuda::widen(scale.value[v]) : A(1), e.bias ? cuda::widen(bias.value[v]) : A(0),
+            e.slope ? cuda::widen(slope.value[v]) : static_cast<A>(e.alpha),
+            e.gate ? cuda::widen(gate.value[v]) : A(1)};
+  }
+};
 
 // f(line, column, value) of the lines from `first` on. Registers have no index: which slab it is, is asked for each.
 template <int FIRST, int ROWS, int LINES, class S, class F>
@@ -37,19 +58,19 @@ __device__ __forceinline__ void each_slab(const S& sums, int first, F&& f) {
 }
 
 template <class T, class Tile, class S>
-__device__ __forceinline__ void store_tile(const Problem& p, const Result& r, const Block& at, char* shared,
+__device__ __forceinline__ void store_tile(const Problem& p, const Result& r, const Block<Tile>& at, char* shared,
                                            const S& sums) {
   using A = Sum<T>;
+  constexpr int kPart = kChunk / static_cast<int>(sizeof(A));  // values that are computed at once
   constexpr int kV = kVector<T>, WN = Tile::kWarpN, kLines = 1024 / WN, kChunks = WN / kV;
   static_assert(Tile::kWarpM % kLines == 0);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   A* const slab = reinterpret_cast<A*>(shared) + warp * 1024;
-  const int64_t m_warp = at.m0 + warp / Tile::kWarpsN * Tile::kWarpM;
+  const int64_t m_warp = at.m0() + warp / Tile::kWarpsN * Tile::kWarpM;
   const int n_warp = at.n0 + warp % Tile::kWarpsN * WN;
   const Epilogue& e = r.epilogue;
-  int64_t known_n = -1;
-  int known_c = -1;
-  Channel<A> of[kV];
+  int known = -1;  // the first channel of `channels`
+  Channels<T> channels;
 #pragma unroll 1
   for (int first = 0; first < Tile::kWarpM; first += kLines) {
     __syncwarp();
@@ -70,26 +91,34 @@ __device__ __forceinline__ void store_tile(const Problem& p, const Result& r, co
       }
       const int inside = static_cast<int>(p.co - c0 < kV ? p.co - c0 : kV);
       const int64_t channel = at.group * p.co + c0;
-      if (c0 != known_c || (e.gate && n != known_n)) {
-        known_c = c0, known_n = n;
-#pragma unroll
-        for (int v = 0; v < kV; ++v) of[v] = channel_of<T>(e, n, channel + (v < inside ? v : 0));
+      if (c0 != known) channels.load(e, channel, inside, r.vector_chunks);
+      known = c0;
+      if (e.gate) {
+        channels.gate = channels.chunk(e.gate, n * e.gate_n + channel * e.gate_c, inside, r.gate_chunks, e.gate_c);
       }
-      A z[kV], residual[kV] = {};
-#pragma unroll
-      for (int v = 0; v < kV; v += kChunk / static_cast<int>(sizeof(A))) {
-        const uint4 word = *reinterpret_cast<const uint4*>(slab_place<WN>(slab, line, c0 - n_warp + v));
-        memcpy(&z[v], &word, kChunk);
-      }
+      uint4 word = make_uint4(0, 0, 0, 0);  // the residual, then y
       if (e.residual) {
         const Strides4& s = e.residual_strides;
-        load_chunk(static_cast<const T*>(e.residual) + n * s.n + channel * s.c + row * s.h + column * s.w, s.c, inside,
-                   r.residual_chunks, residual);
+        word = gather(static_cast<const T*>(e.residual) + n * s.n + channel * s.c + row * s.h + column * s.w, s.c,
+                      inside, r.residual_chunks);
       }
-      finish(e, z, residual, [&](int v) { return of[v]; });
+      Chunk<T> chunk;
+      memcpy(&chunk, &word, kChunk);
+#pragma unroll
+      for (int part = 0; part < kV; part += kPart) {
+        A z[kPart], residual[kPart];
+        const uint4 held = *reinterpret_cast<const uint4*>(slab_place<WN>(slab, line, c0 - n_warp + part));
+        memcpy(z, &held, kChunk);
+#pragma unroll
+        for (int v = 0; v < kPart; ++v) residual[v] = cuda::widen(chunk.value[part + v]);
+        finish(e, z, residual, [&](int v) { return channels.of(e, part + v); });
+#pragma unroll
+        for (int v = 0; v < kPart; ++v) cuda::narrow(z[v], chunk.value[part + v]);
+      }
       T* y = static_cast<T*>(r.y) + n * r.strides.n + row * r.strides.h + column * r.strides.w;
       if (r.chunks) {
-        __stwb(reinterpret_cast<uint4*>(y + channel), narrow<T>(z));
+        memcpy(&word, &chunk, kChunk);
+        __stwb(reinterpret_cast<uint4*>(y + channel), word);
         continue;
       }
 #pragma unroll
@@ -97,7 +126,7 @@ __device__ __forceinline__ void store_tile(const Problem& p, const Result& r, co
         if (v >= inside) break;
         int64_t to = channel + v;
         if (r.shuffle > 1) to = to % r.per_shuffle * r.shuffle + to / r.per_shuffle;
-        store(y + to * r.strides.c, z[v]);
+        y[to * r.strides.c] = chunk.value[v];
       }
     }
   }

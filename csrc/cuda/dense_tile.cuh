@@ -25,7 +25,7 @@ struct Tile {
 
 // --- shared memory ---------------------------------------------------------------------------------------------------
 // Where a chunk of a line lies. Chunks change places from line to line, so that eight lines' chunks of one number, and
-// eight chunks of one line, lie in different banks.
+// eight chunks of one line, lie in different banks; every eight lines alike.
 template <int LINE>  // bytes
 __device__ __forceinline__ int place(int line, int chunk) {
   if constexpr (LINE == 64) return line * LINE + ((chunk ^ (line >> 1 & 3)) * kChunk);
@@ -56,24 +56,6 @@ template <class T>
 struct Chunk {
   T value[kVector<T>];
 };
-
-template <class T>
-__device__ __forceinline__ void widen(const uint4& word, Sum<T> (&v)[kVector<T>]) {
-  Chunk<T> chunk;
-  memcpy(&chunk, &word, kChunk);
-#pragma unroll
-  for (int i = 0; i < kVector<T>; ++i) v[i] = cuda::widen(chunk.value[i]);
-}
-
-template <class T>
-__device__ __forceinline__ uint4 narrow(const Sum<T> (&v)[kVector<T>]) {
-  Chunk<T> chunk;
-#pragma unroll
-  for (int i = 0; i < kVector<T>; ++i) cuda::narrow(v[i], chunk.value[i]);
-  uint4 word;
-  memcpy(&word, &chunk, kChunk);
-  return word;
-}
 
 // --- tensor cores ----------------------------------------------------------------------------------------------------
 // Four 8x8 matrices; lane 8 i + j names line j of matrix i.
@@ -108,63 +90,49 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], const unsigned (&a)[
 }
 
 // --- a warp's sums ---------------------------------------------------------------------------------------------------
-// Both have: add_lines, of operands whose lines are along the summed index (a[m][k], b[n][k]); add_columns, of operands
-// whose lines are across it (a[k][m], b[k][n]), M and N wide; each(f), f(row, column, pair of sums side by side) or
-// f(row, column, a sum). With BIAS, add_columns also sums the rows of a.
+// Both have: add<M, N, BIAS>(a, b, m0, n0, bias), of operands whose lines are along the summed index, a[m][k] and
+// b[n][k] (M or N is 0 then), or across it, a[k][m] and b[k][n], M and N wide; with BIAS it sums a's rows too. And
+// each_line(f), f(row, column, sums side by side).
 template <class T, int WM, int WN>
 struct TensorCores {
   static constexpr int kI = WM / 16, kJ = WN / 8;
   float sum[kI][kJ][4] = {};
-
-  __device__ __forceinline__ void add_lines(const char* a, const char* b, int m0, int n0) {
-    const int lane = threadIdx.x % kWarp;
-#pragma unroll
-    for (int k = 0; k < 2; ++k) {  // 16 of the summed index
-      unsigned fa[kI][4], fb[kJ / 2][4];
-#pragma unroll
-      for (int j = 0; j < kJ / 2; ++j) {
-        load_matrices<false>(b + place<64>(n0 + 16 * j + lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2), fb[j]);
-      }
-#pragma unroll
-      for (int i = 0; i < kI; ++i) {
-        load_matrices<false>(a + place<64>(m0 + 16 * i + lane % 16, 2 * k + lane / 16), fa[i]);
-      }
-      add(fa, fb);
-    }
-  }
+  using Bias = float[kI][4];
 
   template <int M, int N, bool BIAS>
-  __device__ __forceinline__ void add_columns(const char* a, const char* b, int m0, int n0, float (&bias)[kI][4]) {
-    const int lane = threadIdx.x % kWarp;
+  __device__ __forceinline__ void add(const char* a, const char* b, int m0, int n0, Bias& bias) {
+    const int lane = threadIdx.x % kWarp, eight = lane % 8, sixteen = lane % 16, upper = lane / 16, odd = lane / 8 % 2;
 #pragma unroll
-    for (int k = 0; k < 2; ++k) {
-      unsigned fa[kI][4], fb[kJ / 2][4];
+    for (int k = 0; k < 2; ++k) {  // 16 of the summed index
+      unsigned fb[kJ / 2][4];
 #pragma unroll
       for (int j = 0; j < kJ / 2; ++j) {
-        load_matrices<true>(b + place<N * 2>(16 * k + lane % 16, n0 / 8 + 2 * j + lane / 16), fb[j]);
+        const int n = n0 + 16 * j;
+        if constexpr (N) {
+          load_matrices<true>(b + place<N * 2>(16 * k + sixteen, n / 8 + upper), fb[j]);
+        } else {
+          load_matrices<false>(b + n * kStepBytes + place<kStepBytes>(eight + upper * 8, 2 * k + odd), fb[j]);
+        }
       }
 #pragma unroll
       for (int i = 0; i < kI; ++i) {
-        load_matrices<true>(a + place<M * 2>(16 * k + lane % 8 + lane / 16 * 8, m0 / 8 + 2 * i + lane / 8 % 2), fa[i]);
-      }
-      add(fa, fb);
-      if constexpr (BIAS) {
-        constexpr unsigned kOnes = std::is_same_v<T, __half> ? 0x3c003c00 : 0x3f803f80;
+        const int m = m0 + 16 * i;
+        unsigned fa[4];
+        if constexpr (M) {
+          load_matrices<true>(a + place<M * 2>(16 * k + eight + upper * 8, m / 8 + odd), fa);
+        } else {
+          load_matrices<false>(a + m * kStepBytes + place<kStepBytes>(sixteen, 2 * k + upper), fa);
+        }
 #pragma unroll
-        for (int i = 0; i < kI; ++i) multiply_add<T>(bias[i], fa[i], kOnes, kOnes);
+        for (int j = 0; j < kJ; ++j) multiply_add<T>(sum[i][j], fa, fb[j / 2][j % 2 * 2], fb[j / 2][j % 2 * 2 + 1]);
+        if constexpr (BIAS) {
+          constexpr unsigned kOnes = std::is_same_v<T, __half> ? 0x3c003c00 : 0x3f803f80;
+          multiply_add<T>(bias[i], fa, kOnes, kOnes);
+        }
       }
     }
   }
 
-  __device__ __forceinline__ void add(const unsigned (&fa)[kI][4], const unsigned (&fb)[kJ / 2][4]) {
-#pragma unroll
-    for (int i = 0; i < kI; ++i) {
-#pragma unroll
-      for (int j = 0; j < kJ; ++j) multiply_add<T>(sum[i][j], fa[i], fb[j / 2][j % 2 * 2], fb[j / 2][j % 2 * 2 + 1]);
-    }
-  }
-
-  using Bias = float[kI][4];
   // f(row, sum) of the rows' sums that this lane answers for.
   template <class F>
   static __device__ __forceinline__ void each_bias(const Bias& bias, F&& f) {
@@ -211,16 +179,29 @@ struct MultiplyAdds {
     return chunk;
   }
 
-  __device__ __forceinline__ void add_lines(const char* a, const char* b, int m0, int n0) {
-    const int row = m0 + threadIdx.x % kWarp / 8, column = n0 + threadIdx.x % 8;
+  using Bias = T[kI];
+
+  template <int M, int N, bool BIAS>
+  __device__ __forceinline__ void add(const char* a, const char* b, int m0, int n0, Bias& bias) {
+    static_assert((M == 0) == (N == 0));
+    if constexpr (M) {
+      add_across<M, N, BIAS>(a, b, m0, n0, bias);
+    } else {
+      add_along(a, b, m0, n0);
+    }
+  }
+
+  __device__ __forceinline__ void add_along(const char* a, const char* b, int m0, int n0) {
+    const int row = threadIdx.x % kWarp / 8, column = threadIdx.x % 8;
+    a += m0 * kStepBytes, b += n0 * kStepBytes;
 #pragma unroll
     for (int k = 0; k < kStepBytes / kChunk; ++k) {
       Chunk<T> fb[kJ];
 #pragma unroll
-      for (int j = 0; j < kJ; ++j) fb[j] = read(b + place<64>(column + 8 * j, k));
+      for (int j = 0; j < kJ; ++j) fb[j] = read(b + 8 * j * kStepBytes + place<kStepBytes>(column, k));
 #pragma unroll
       for (int i = 0; i < kI; ++i) {
-        const Chunk<T> fa = read(a + place<64>(row + 4 * i, k));
+        const Chunk<T> fa = read(a + i / 2 * 8 * kStepBytes + place<kStepBytes>(row + i % 2 * 4, k));
 #pragma unroll
         for (int v = 0; v < kV; ++v) {
 #pragma unroll
@@ -230,10 +211,8 @@ struct MultiplyAdds {
     }
   }
 
-  using Bias = T[kI];
-
   template <int M, int N, bool BIAS>
-  __device__ __forceinline__ void add_columns(const char* a, const char* b, int m0, int n0, Bias& bias) {
+  __device__ __forceinline__ void add_across(const char* a, const char* b, int m0, int n0, Bias& bias) {
     const int row = m0 / kV + threadIdx.x % kWarp / 8, column = n0 / kV + threadIdx.x % 8;
 #pragma unroll 4
     for (int k = 0; k < kStep<T>; ++k) {

@@ -51,6 +51,7 @@ __device__ __forceinline__ Walk<Coord> walk_from(int64_t pixel, const WeightProb
   return at;
 }
 
+// Lines are pixels, chunks channels.
 template <class T, class Tile, Copy COPY>
 struct WeightLoader {
   using Coord = std::conditional_t<COPY == Copy::kAsync, int, int64_t>;
@@ -127,6 +128,49 @@ struct WeightLoader {
   }
 };
 
+// Lines are channels, chunks pixels.
+template <class T, class Tile>
+struct WeightLoader<T, Tile, Copy::kPlanes> {
+  static constexpr int kV = kVector<T>, kColumns = kStepBytes / kChunk, kApart = Tile::kThreads / kColumns;
+  static constexpr int kCount = Tile::kM / kApart;
+
+  const WeightProblem& p;
+  char* shared;
+  int64_t pixel, end;  // this thread's first of the next step
+  Walk<int> walk, step;
+  const T* y;  // of this thread's first channel
+  const T* x;
+  int64_t y_inside, x_inside;  // channels from there on
+
+  __device__ __forceinline__ WeightLoader(const WeightProblem& p_, char* shared_, int64_t group, int64_t m0, int64_t n0,
+                                          int64_t begin, int64_t end_)
+      : p(p_), shared(shared_), pixel(begin + threadIdx.x % kColumns * kV), end(end_) {
+    step = walk_from<int>(kStep<T>, p), walk = walk_from<int>(pixel, p);
+    const int64_t o = m0 + threadIdx.x / kColumns, k = n0 + threadIdx.x / kColumns;
+    y = static_cast<const T*>(p.y) + (group * p.co + o) * p.y_strides.c, y_inside = p.co - o;
+    x = static_cast<const T*>(p.x) + (group * p.ci + k) * p.x_strides.c, x_inside = p.ci - k;
+  }
+
+  __device__ __forceinline__ char* stage(int at) const {
+    return shared + static_cast<unsigned>(at) % Tile::kStages * Tile::kStageBytes;
+  }
+
+  __device__ __forceinline__ void begin(int at) {
+    const int64_t n = walk.n, row = walk.i, column = walk.j;
+    const T* from_y = y + n * p.y_strides.n + row * p.y_strides.h + column * p.y_strides.w;
+    const T* from_x = x + n * p.x_strides.n + row * p.x_strides.h + column * p.x_strides.w;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const int line = threadIdx.x / kColumns + i * kApart;
+      char* const to = stage(at) + place<kStepBytes>(line, threadIdx.x % kColumns);
+      copy_async(to, from_y + i * kApart * p.y_strides.c, pixel < end && i * kApart < y_inside);
+      copy_async(to + Tile::kOperandA, from_x + i * kApart * p.x_strides.c, pixel < end && i * kApart < x_inside);
+    }
+    walk.move(step, p.rows.divisor, p.columns.divisor);
+    pixel += kStep<T>;
+  }
+};
+
 // One block's share of a tile of sums.
 // traffic: l2 1.00, loads 1.00, stores 1.00, shared 1.00 (tests/test_gpu_traffic.py)
 template <class T, class Tile, Copy COPY>
@@ -146,7 +190,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) backward_dense_weight(const
   S sums;
   typename S::Bias bias = {};
   WeightLoader<T, Tile, COPY> loader(p, shared, group, m0, n0, begin, end);
-  constexpr int kAhead = COPY == Copy::kAsync ? Tile::kStages - 1 : 1;
+  constexpr int kAhead = COPY == Copy::kGather ? 1 : Tile::kStages - 1;
+  constexpr bool kAcross = COPY != Copy::kPlanes;  // lines are across the summed index: pixels
 #pragma unroll
   for (int s = 0; s < kAhead; ++s) {
     if (s < steps) loader.begin(s);
@@ -161,9 +206,11 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) backward_dense_weight(const
     close_group();
     const char* stage = loader.stage(step);
     if (with_bias) {
-      sums.template add_columns<Tile::kM, Tile::kN, true>(stage, stage + Tile::kOperandA, m, n, bias);
+      sums.template add<kAcross ? Tile::kM : 0, kAcross ? Tile::kN : 0, true>(stage, stage + Tile::kOperandA, m, n,
+                                                                              bias);
     } else {
-      sums.template add_columns<Tile::kM, Tile::kN, false>(stage, stage + Tile::kOperandA, m, n, bias);
+      sums.template add<kAcross ? Tile::kM : 0, kAcross ? Tile::kN : 0, false>(stage, stage + Tile::kOperandA, m, n,
+                                                                               bias);
     }
     if constexpr (COPY == Copy::kGather) {
       if (step + 1 < steps) loader.deposit(step + 1);

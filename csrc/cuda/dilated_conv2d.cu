@@ -56,16 +56,28 @@ WeightProblem weight_problem(const DenseConv2dParams& p, const WeightCut& c, voi
 }
 
 template <class T, class Tile>
-void launch_weight(const WeightProblem& k, bool async, int64_t blocks, void* stream) {
-  if (async) {
-    if constexpr (sizeof(T) < 8) {
-      launch_kernel(backward_dense_weight<T, Tile, Copy::kAsync>, dim3(static_cast<unsigned>(blocks)),
-                    dim3(Tile::kThreads), 0, stream, k);
+void launch_weight(const WeightProblem& k, Copy copy, int64_t blocks, void* stream) {
+  const dim3 grid(static_cast<unsigned>(blocks)), block(Tile::kThreads);
+  if constexpr (sizeof(T) < 8) {
+    if (copy == Copy::kAsync) {
+      return launch_kernel(backward_dense_weight<T, Tile, Copy::kAsync>, grid, block, 0, stream, k);
     }
-  } else {
-    launch_kernel(backward_dense_weight<T, Tile, Copy::kGather>, dim3(static_cast<unsigned>(blocks)),
-                  dim3(Tile::kThreads), 0, stream, k);
   }
+  if constexpr (sizeof(T) == 2) {
+    if (copy == Copy::kPlanes) {
+      return launch_kernel(backward_dense_weight<T, Tile, Copy::kPlanes>, grid, block, 0, stream, k);
+    }
+  }
+  launch_kernel(backward_dense_weight<T, Tile, Copy::kGather>, grid, block, 0, stream, k);
+}
+
+Copy copy_of(const DenseConv2dParams& p, const WeightProblem& k) {
+  const int64_t element = size_of(p.dtype);
+  if (element < 8 && k.y_chunks && k.x_chunks && small(p)) return Copy::kAsync;
+  const bool planes = is_product(p) && small(p) &&
+                      image_planes(p.y, element, p.groups * p.co, p.y_strides, p.n, p.oh, p.ow) &&
+                      image_planes(p.x, element, p.groups * p.ci, p.x_strides, p.n, p.ih, p.iw);
+  return planes ? Copy::kPlanes : Copy::kGather;
 }
 
 void backward_weight(const DenseConv2dParams& p, const Launch& launch) {
@@ -75,11 +87,11 @@ void backward_weight(const DenseConv2dParams& p, const Launch& launch) {
   if (blocks >= 2147483648.0) throw std::runtime_error("a dense convolution takes more blocks than a grid holds");
   with_type(p.dtype, [&](auto type) {
     using T = decltype(type);
-    const bool async = sizeof(T) < 8 && k.y_chunks && k.x_chunks && small(p);
+    const Copy copy = copy_of(p, k);
     if (c.tile == 128) {
-      if constexpr (sizeof(T) < 8) launch_weight<T, Large<T>>(k, async, static_cast<int64_t>(blocks), launch.stream);
+      if constexpr (sizeof(T) < 8) launch_weight<T, Large<T>>(k, copy, static_cast<int64_t>(blocks), launch.stream);
     } else {
-      launch_weight<T, Medium>(k, async, static_cast<int64_t>(blocks), launch.stream);
+      launch_weight<T, Medium>(k, copy, static_cast<int64_t>(blocks), launch.stream);
     }
     WeightSums s{};
     s.partial = k.partial, s.partial_bias = k.partial_bias, s.weight = p.weight, s.bias = p.dbias;

@@ -52,7 +52,7 @@ class Nhwc {
     const bool plain = !d.input_gate && d.input_activation == Activation::kNone;
     staged = !std::is_same_v<E, S> || d.in_strides.c != 1 || !plain || conflicts();
     direct = std::is_same_v<E, S> && d.out_strides.c == 1 && d.shuffle == 1 && d.epilogue.is_clamp();
-    vectors = (d.co + L - 1) / L;
+    vectors = (d.co + L - 1) / L, shares = shares_last_vector<S>(d.co);
     const int64_t row_bytes = std::max<int64_t>(1, d.iw * d.ci * int64_t{sizeof(S)});
     if (d.oh == 1) {
       columns =
@@ -92,7 +92,8 @@ class Nhwc {
         const auto [first, width] = panel_at(vectors, unit % panels);
         const int64_t group = unit / panels, k = d.k();
         pack_panel<E>(static_cast<const E*>(d.weight) + group * d.w_group + first * L * d.w_o, d, d.co - first * L,
-                      width * L, static_cast<S*>(to) + (group * vectors + first) * L * k);
+                      width * L, shares && first + width == vectors,
+                      static_cast<S*>(to) + (group * vectors + first) * L * k);
       }
     });
   }
@@ -175,6 +176,7 @@ class Nhwc {
     Tile<S> tile{};
     const int64_t width = b.vectors * L, channel = b.first_vector * L;
     tile.vectors = static_cast<int>(b.vectors), tile.columns = std::min(width, d.co - channel);
+    tile.shared = shares && b.first_vector + b.vectors == vectors;
     tile.a_step = down ? d.h.step * b.in_h : d.w.step * b.in_w;
     tile.b_step = width;
     tile.low = limits.low, tile.high = limits.high;
@@ -182,7 +184,7 @@ class Nhwc {
     const int64_t y_pixel = down ? d.out_strides.h : d.out_strides.w;
     E* y = static_cast<E*>(d.out) + b.n * d.out_strides.n + i * d.out_strides.h + j * d.out_strides.w;
     Finish<S> finish{};
-    S sums[kTileRows<S, 2> * 3 * L];
+    S sums[kMostRows * 3 * L];
     if (direct) {
       if (d.epilogue.bias) tile.bias = static_cast<const S*>(d.epilogue.bias) + first_channel;
       tile.c_step = y_pixel;
@@ -199,7 +201,7 @@ class Nhwc {
     const S* in =
         b.in + (d.h.first + i * d.h.step - b.in_row) * b.in_h + (d.w.first + j * d.w.step - b.in_column) * b.in_w;
     Segment<S> list[kMostSegments];
-    for_tiles(count, tile_rows<S>(tile.vectors), [&](int64_t at, int rows_) {
+    for_tiles(count, tile_rows<S>(tile.vectors, tile.shared), [&](int64_t at, int rows_) {
       tile.rows = rows_;
       if (direct) tile.c = reinterpret_cast<S*>(y + at * y_pixel) + first_channel;
       multiply_in_turns(tile, segments, [&](int64_t from, int64_t to) {
@@ -238,7 +240,7 @@ class Nhwc {
 
   DenseConv d;
   Limits<S> limits;
-  bool staged, direct;
+  bool staged, direct, shares;
   int64_t vectors, panels;        // of one group's output channels
   int64_t rows, columns;          // of a block of outputs
   int64_t bands, chunks, splits;  // blocks down and along an image; parts of the panels

@@ -117,6 +117,86 @@ template <int M, int V, Form kForm, class S>
   }
 }
 
+// --- tiles whose rows share the last vector, two and two ---
+
+#if defined(__AVX512F__)
+using Floats = Vec<float, 16>;
+
+LIGHTKERNELS_INLINE Floats low_and_high(Floats low, Floats high) {
+  return (Floats)_mm512_mask_blend_ps(0xff00, (__m512)low, (__m512)high);
+}
+// The low half twice.
+LIGHTKERNELS_INLINE Floats twice(Floats v) { return (Floats)_mm512_shuffle_f32x4((__m512)v, (__m512)v, 0x44); }
+LIGHTKERNELS_INLINE Floats high_half(Floats v) { return (Floats)_mm512_shuffle_f32x4((__m512)v, (__m512)v, 0xee); }
+
+template <int M, int V>
+[[gnu::noinline]] void sharing_tile_of(const Tile<float>& tile) {
+  constexpr int L = 16, kFull = V - 1, kPairs = (M + 1) / 2, kBases = (M + 3) / 4, kUnroll = 2;
+  Floats sums[M][kFull], halves[kPairs];
+  unroll<M>(LIGHTKERNELS_LAMBDA(auto i) { unroll<kFull>(LIGHTKERNELS_LAMBDA(auto j) { sums[i][j] = Floats{}; }); });
+  unroll<kPairs>(LIGHTKERNELS_LAMBDA(auto i) { halves[i] = Floats{}; });
+  const int64_t last = tile.columns - kFull * L, a_step = tile.a_step;
+  if (tile.bias) {
+    const Floats shared = twice(load_first<L>(tile.bias + kFull * L, last));
+    unroll<kFull>(LIGHTKERNELS_LAMBDA(auto j) {
+      const Floats bias = load<L>(tile.bias + j * L);
+      unroll<M>(LIGHTKERNELS_LAMBDA(auto i) { sums[i][j] = bias; });
+    });
+    unroll<kPairs>(LIGHTKERNELS_LAMBDA(auto i) { halves[i] = shared; });
+  }
+  int64_t step3 = 3 * a_step;
+  hide(step3);
+  for (int64_t s = 0; s < tile.count; ++s) {
+    const float *base[kBases], *b = tile.segments[s].b;
+    unroll<kBases>(LIGHTKERNELS_LAMBDA(auto i) { base[i] = tile.segments[s].a + 4 * i * a_step; });
+    auto rank_one = LIGHTKERNELS_LAMBDA(auto at) {
+      Floats row[V], even{};
+      unroll<V>(LIGHTKERNELS_LAMBDA(auto j) { row[j] = load<L>(b + (at * V + j) * L); });
+      unroll<M>(LIGHTKERNELS_LAMBDA(auto i) {
+        constexpr int r = i % 4;
+        const float* p = base[i / 4] + at;
+        Floats element = splat<L>(r == 0 ? p[0] : r == 1 ? p[a_step] : r == 2 ? p[2 * a_step] : p[step3]);
+        keep_in_register(element);
+        unroll<kFull>(LIGHTKERNELS_LAMBDA(auto j) { sums[i][j] += element * row[j]; });
+        if constexpr (i % 2) {
+          halves[i / 2] += low_and_high(even, element) * row[kFull];
+        } else if constexpr (i == M - 1) {
+          halves[i / 2] += element * row[kFull];
+        }
+        even = element;
+      });
+    };
+    int64_t k = tile.segments[s].k;
+    auto take = LIGHTKERNELS_LAMBDA(auto steps) {
+      constexpr int kSteps = steps;
+      unroll<kBases>(LIGHTKERNELS_LAMBDA(auto i) { hide(base[i]); });
+      unroll<kSteps>(LIGHTKERNELS_LAMBDA(auto u) { rank_one(u); });
+      unroll<kBases>(LIGHTKERNELS_LAMBDA(auto i) { base[i] += kSteps; });
+      b += kSteps * V * L;
+    };
+    for (; k >= kUnroll; k -= kUnroll) take(std::integral_constant<int, kUnroll>{});
+    if (k > 0) take(std::integral_constant<int, 1>{});
+  }
+  const Floats low = splat<L>(tile.low), high = splat<L>(tile.high);
+  unroll<M>(LIGHTKERNELS_LAMBDA(auto i) {
+    float* c = tile.c + i * tile.c_step;
+    Floats half = i % 2 ? high_half(halves[i / 2]) : halves[i / 2];
+    if (tile.accumulate) {
+      unroll<kFull>(LIGHTKERNELS_LAMBDA(auto j) { sums[i][j] += load<L>(c + j * L); });
+      half += load_first<L>(c + kFull * L, last);
+    }
+    unroll<kFull>(LIGHTKERNELS_LAMBDA(auto j) { store<L, float>(c + j * L, clamp(sums[i][j], low, high)); });
+    store_first<L, float>(c + kFull * L, clamp(half, low, high), last);
+  });
+}
+
+template <int V, int... M>
+LIGHTKERNELS_INLINE void with_sharing_rows(const Tile<float>& tile, std::integer_sequence<int, M...>) {
+  static constexpr void (*kTiles[])(const Tile<float>&) = {sharing_tile_of<M + 1, V>...};
+  kTiles[tile.rows - 1](tile);
+}
+#endif
+
 template <class S, int V, Form kForm, int... M>
 LIGHTKERNELS_INLINE void with_rows(const Tile<S>& tile, std::integer_sequence<int, M...>) {
   static constexpr void (*kTiles[])(const Tile<S>&) = {tile_of<M + 1, V, kForm, S>...};
@@ -141,7 +221,15 @@ void with_form(Form form, const Tile<S>& tile) {
 
 }  // namespace
 
-void multiply_tile(Form form, const Tile<float>& tile) { with_form<float>(form, tile); }
+void multiply_tile(Form form, const Tile<float>& tile) {
+#if defined(__AVX512F__)
+  if (tile.shared && tile.vectors == 2) {
+    return with_sharing_rows<2>(tile, std::make_integer_sequence<int, kSharingRows<2>>{});
+  }
+  if (tile.shared) return with_sharing_rows<3>(tile, std::make_integer_sequence<int, kSharingRows<3>>{});
+#endif
+  with_form<float>(form, tile);
+}
 void multiply_tile(Form form, const Tile<double>& tile) { with_form<double>(form, tile); }
 
 }  // namespace lightkernels::cpu

@@ -19,8 +19,23 @@ constexpr int kTileRows = sizeof(S) == 8     ? 4
                           : kRegisters == 32 ? (V == 3 ? 9 : 14)
                                              : (V == 3 ? 4 : 6);
 
+// Where no more than half of the last vector's columns exist, two rows share it (24 columns of 16 lanes are then three
+// vectors for two rows): B has that half twice. The rows of such a tile.
 template <class S>
-int tile_rows(int vectors) {
+constexpr bool kShares = kVectorBytes == 64 && sizeof(S) == 4;
+template <int V>
+constexpr int kSharingRows = V == 3 ? 10 : 16;
+constexpr int kMostRows = 16;
+
+template <class S>
+bool shares_last_vector(int64_t columns) {
+  constexpr int64_t L = lanes<S>();
+  return kShares<S> && columns > L && (columns - 1) % L < L / 2;
+}
+
+template <class S>
+int tile_rows(int vectors, bool shared = false) {
+  if (shared) return vectors == 3 ? kSharingRows<3> : kSharingRows<2>;
   return vectors == 3 ? kTileRows<S, 3> : kTileRows<S, 2>;
 }
 
@@ -41,7 +56,8 @@ struct Tile {
   const Segment<S>* segments;
   int64_t count;
   int64_t a_step, b_step;  // b_step: from one k to the next
-  int rows, vectors;       // 1 .. tile_rows<S>(vectors), 1 .. 3
+  int rows, vectors;       // 1 .. tile_rows<S>(vectors, shared), 1 .. 3
+  bool shared;             // rows share the last vector; Form::kRows only
   int64_t columns;         // of C that exist: more than vectors - 1 full ones
   S* c;
   int64_t c_step;   // from row to row

@@ -23,9 +23,10 @@ LIGHTKERNELS_INLINE void transpose(Vec<S, L> (&v)[L]) {
   }
 }
 
-// to[(t * ci + k) * width + o] = w[o, k, u, v] for every tap t = (u, v), zeros where o is `present` or more.
+// to[(t * ci + k) * width + o] = w[o, k, u, v] for every tap t = (u, v), zeros where o is `present` or more; where rows
+// share the last vector, it has its first half twice.
 template <class E>
-void pack_panel(const E* w, const DenseConv& d, int64_t present, int64_t width, Acc<E>* to) {
+void pack_panel(const E* w, const DenseConv& d, int64_t present, int64_t width, bool shared, Acc<E>* to) {
   using S = Acc<E>;
   constexpr int L = lanes<S>();
   present = std::min(present, width);
@@ -57,6 +58,11 @@ void pack_panel(const E* w, const DenseConv& d, int64_t present, int64_t width, 
         for (int64_t o = present; o < width; ++o) out[k * width + o] = S(0);
       }
     }
+  }
+  if (!shared) return;
+  for (int64_t k = 0; k < d.k(); ++k) {
+    S* end = to + (k + 1) * width;
+    std::copy(end - L, end - L / 2, end - L / 2);
   }
 }
 

@@ -186,7 +186,7 @@ LIGHTKERNELS_INLINE Vec<Acc<T>, L> load_first(const T* p, int64_t count) {
   }
 #endif
   T values[L] = {};
-  for (int64_t l = 0; l < count; ++l) values[l] = p[l];
+  for (int l = 0; l < L && l < count; ++l) values[l] = p[l];
   return load<L>(values);
 }
 template <int L, class T>
@@ -204,7 +204,7 @@ LIGHTKERNELS_INLINE void store_first(T* p, Vec<Acc<T>, L> v, int64_t count) {
 #endif
   T values[L];
   store<L>(values, v);
-  for (int64_t l = 0; l < count; ++l) p[l] = values[l];
+  for (int l = 0; l < L && l < count; ++l) p[l] = values[l];
 }
 
 // As many of L lanes as `count` says, which may be any number.

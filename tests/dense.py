@@ -382,7 +382,8 @@ def check_gradients_only_where_wanted(layer: Layer, call) -> None:
 
 def check_narrow_gradients(layer: Layer, call) -> None:
     """Against float64 autograd through torch's convolution, as far as torch in the same dtype is (bound 3), of
-    tensors with many elements: of few, the largest error that torch happens to make says nothing."""
+    tensors with many elements: of few, the largest error that torch happens to make says nothing. Besides, 8 units in
+    float32's last place of the largest: tanh's derivative 1 - y * y cancels, and y may be off by 4."""
     layer, leaves = leaves_of(layer)
     y = call(layer)
     dy = torch.randn_like(y)
@@ -391,7 +392,7 @@ def check_narrow_gradients(layer: Layer, call) -> None:
     layer, leaves = leaves_of(layer, torch.float64)
     exact = torch.autograd.grad(torchs(layer), list(leaves.values()), dy.double())
     for a, b, c in zip(ours, exact, theirs):
-        assert_nonlinear(a, b, c, ulps=8)
+        assert_nonlinear(a, b, c, ulps=8, besides=8 * eps_sum(a.dtype) * float(b.abs().max()))
 
 
 def compiled_steps(function, *args):

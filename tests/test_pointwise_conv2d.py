@@ -965,9 +965,7 @@ def test_more_than_2_to_the_31_elements_out(layout):
     y = pointwise_conv2d(x, w)
     assert y.numel() > 2**31
     assert_format(y, x)
-    for n in (0, x.shape[0] - 1):
+    for n in (0, x.shape[0] // 2, x.shape[0] - 1):
         for channels in (slice(0, 16), slice(len(w) - 16, len(w))):
             part = Layer(x[n : n + 1], w[channels], Geometry())
             judge(y[n : n + 1, channels], part, expected(part))
-    if layout == "contiguous":  # all images are the same
-        assert all(torch.equal(y[i : i + 500], y[:1].expand(y[i : i + 500].shape)) for i in range(0, len(y), 500))

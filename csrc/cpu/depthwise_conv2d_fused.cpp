@@ -9,7 +9,7 @@ namespace lightkernels::cpu {
 namespace {
 
 constexpr int64_t kPartBytes = 128 << 10;  // of sums
-constexpr int64_t kMostChunks = 16;        // that parts are spread over; each has memory of its own
+constexpr int64_t kMostSlots = 16;         // chunks that run at once, each with memory of its own
 constexpr int64_t kGrainWork = 65536;      // multiply-adds that are worth a thread
 
 int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -17,9 +17,9 @@ int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 struct Plan {
   DepthwiseConv2dParams p;  // of one image's sums: bias and activation are left out
   bool channels_last, narrow;
-  int64_t part, parts;  // rows or channels of a part; parts of an image
-  int64_t chunks;
-  int64_t sums, x, weight, inner;  // bytes of a chunk's memory: for sums, for x and weight in float, for the kernels
+  int64_t part, parts;             // rows or channels of a part; parts of an image
+  int64_t units, grain;            // parts of all images; those that are worth a thread
+  int64_t sums, x, weight, inner;  // bytes of a slot: for sums, for x and weight in float, for the kernels
 
   explicit Plan(const DepthwiseConv2dParams& given) : p(given) {
     narrow = size_of(p.dtype) == 2;
@@ -32,7 +32,9 @@ struct Plan {
       part = std::clamp<int64_t>(kPartBytes / (p.oh * p.ow * size) / m, 1, p.c / m) * m;
       parts = (p.c + part - 1) / part;
     }
-    chunks = std::min(p.n * parts, kMostChunks);
+    units = p.n * parts;
+    const int64_t work = p.n * p.c * p.oh * p.ow * p.kh * p.kw;
+    grain = std::max(1 + units * kGrainWork / std::max(work, kGrainWork), 2 * units / kMostSlots + 1);
     sums = aligned((channels_last ? part * p.ow * p.c : p.oh * p.ow * part) * size);
     x = weight = 0;
     if (narrow) {
@@ -48,7 +50,8 @@ struct Plan {
     inner = aligned(std::max(depthwise_conv2d_forward_workspace(one), depthwise_conv2d_forward_workspace(last)));
   }
 
-  int64_t bytes() const { return chunks * (sums + x + weight + inner); }
+  int64_t slot() const { return sums + x + weight + inner; }
+  int64_t bytes() const { return Launch::slots(units, grain) * slot(); }
 
   // Params of part `index` of image n, into `to`.
   DepthwiseConv2dParams sums_of(const DepthwiseConv2dParams& whole, int64_t n, int64_t index, void* to) const {
@@ -155,26 +158,21 @@ int64_t depthwise_conv2d_fused_workspace(const DepthwiseConv2dFused& f) { return
 
 void depthwise_conv2d_fused(const DepthwiseConv2dFused& f, const Launch& launch) {
   const Plan plan(f.conv);
-  const int64_t units = f.conv.n * plan.parts;
-  const int64_t work = f.conv.n * f.conv.c * f.conv.oh * f.conv.ow * f.conv.kh * f.conv.kw;
-  const int64_t grain = 1 + plan.chunks * kGrainWork / std::max(work, kGrainWork);
-  launch.parallel(plan.chunks, grain, [&](int64_t chunk_begin, int64_t chunk_end) {
-    for (int64_t chunk = chunk_begin; chunk < chunk_end; ++chunk) {
-      char* memory = static_cast<char*>(launch.workspace) + chunk * (plan.bytes() / plan.chunks);
-      auto* x = reinterpret_cast<float*>(memory + plan.sums);
-      auto* weight = reinterpret_cast<float*>(memory + plan.sums + plan.x);
-      const Launch inner{memory + plan.sums + plan.x + plan.weight, alone};
-      for (int64_t unit = chunk * units / plan.chunks; unit < (chunk + 1) * units / plan.chunks; ++unit) {
-        const int64_t n = unit / plan.parts, index = unit % plan.parts;
-        DepthwiseConv2dParams q = plan.sums_of(f.conv, n, index, memory);
-        if (f.conv.dtype == DType::kFloat16) widen_arguments<Half>(q, plan.channels_last, x, weight);
-        if (f.conv.dtype == DType::kBFloat16) widen_arguments<BFloat16>(q, plan.channels_last, x, weight);
-        depthwise_conv2d_forward(q, inner);
-        if (f.conv.dtype == DType::kFloat64) {
-          finish_part<double>(f, plan, q, n, index);
-        } else {
-          finish_part<float>(f, plan, q, n, index);
-        }
+  launch.parallel(plan.units, plan.grain, [&](int64_t begin, int64_t end) {
+    char* memory = static_cast<char*>(launch.workspace) + Launch::slot_of(begin, plan.grain) * plan.slot();
+    auto* x = reinterpret_cast<float*>(memory + plan.sums);
+    auto* weight = reinterpret_cast<float*>(memory + plan.sums + plan.x);
+    const Launch inner{memory + plan.sums + plan.x + plan.weight, alone};
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t n = unit / plan.parts, index = unit % plan.parts;
+      DepthwiseConv2dParams q = plan.sums_of(f.conv, n, index, memory);
+      if (f.conv.dtype == DType::kFloat16) widen_arguments<Half>(q, plan.channels_last, x, weight);
+      if (f.conv.dtype == DType::kBFloat16) widen_arguments<BFloat16>(q, plan.channels_last, x, weight);
+      depthwise_conv2d_forward(q, inner);
+      if (f.conv.dtype == DType::kFloat64) {
+        finish_part<double>(f, plan, q, n, index);
+      } else {
+        finish_part<float>(f, plan, q, n, index);
       }
     }
   });

@@ -125,6 +125,7 @@ def test_cuda_kernels_keep_their_budgets():
                 run(session.op, x, w, dy, geometry)
                 if stride == dilation == 1:
                     run_activation(session.op, x, dy)
+                run_dense(session.op, x, w, dy, geometry)
             session.report.check()
             for launch in session.launches:
                 name = next(n for n in names if re.search(rf"(?<!\d){len(n)}{n}I", launch.kernel))

@@ -5,6 +5,9 @@ import itertools
 
 import ptx_on_cpu
 import pytest
+import test_activation
+import test_ptx_on_cpu_activation as activation
+import test_ptx_on_cpu_dense
 import torch
 from bounds import assert_linear
 from hypothesis import given, settings
@@ -203,14 +206,24 @@ class Recorder:
         return 0
 
 
-def test_the_cases_above_reach_every_kernel(session, monkeypatch):
-    """So no kernel, of this or of a later op, is without a test of its values."""
+def test_the_cases_reach_every_kernel(session, monkeypatch):
+    """Those above, and those of test_ptx_on_cpu_<family>.py: so no kernel is without a test of its values."""
     kernels = session.kernels
     session.kernels = {name: Recorder(kernel) for name, kernel in kernels.items()}
-    monkeypatch.setattr("test_depthwise_conv2d.assert_linear", lambda *_: None)
+    for module in ("test_depthwise_conv2d", "dense", "test_activation"):  # where the judges are
+        for name in ("assert_linear", "assert_nonlinear"):
+            monkeypatch.setattr(f"{module}.{name}", lambda *_, **__: None, raising=False)
     with session.as_cpu():
         for case in CASES.values():
             check_all(**case)
+        test_ptx_on_cpu_dense.run_every_case()
+        for case, layout, dtype in itertools.product(
+            (activation.CASES | activation.LARGE).values(), ["contiguous", "channels_last"], DTYPES
+        ):
+            test_activation.check_all(*case, layout=layout, dtype=dtype)
+        for dtype in DTYPES:  # not aligned
+            x = torch.randn(16).to(dtype)[1:]
+            test_activation.check(x, x, "elu", None)
     assert {launch.kernel for launch in session.launches} == kernels.keys()
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from . import _epilogue, _geometry
 from ._epilogue import Epilogue, channelwise
 from ._geometry import empty, output_size, pad, plain
+from .ops import activation
 
 
 def check(op: str, x: Tensor, weight: Tensor, stride, padding, dilation, groups, name: str = "x") -> None:
@@ -97,6 +98,29 @@ def dy_behind_epilogue(dy: Tensor, y: Tensor | None, bias, e: Epilogue, convolve
 def kept(y: Tensor, e: Epilogue) -> Tensor | None:
     """The op's output where it alone tells the derivative, so that nothing is computed anew."""
     return y if e != Epilogue() and _shows_in_output(e) else None
+
+
+def parted(e: Epilogue, shuffle: int, *tensors: Tensor | None) -> tuple[Epilogue, Epilogue | None]:
+    """(What the convolution does in one pass, what is left to do behind it or None).
+
+    Where a derivative would have to compute the convolution anew to know z, z is better a tensor of its own, which
+    autograd keeps. A shuffle lies between the two: only what is the same for every channel may change places with it.
+    """
+    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    channelwise_behind = e.slope is not None or e.gate is not None or (e.residual is not None and not e.residual_first)
+    if not wanted or _shows_in_output(e) or (shuffle > 1 and channelwise_behind):
+        return e, None
+    first = Epilogue(scale=e.scale, residual=e.residual if e.residual_first else None, residual_first=e.residual_first)
+    return first, e._replace(scale=None, residual=None if e.residual_first else e.residual)
+
+
+def behind(z: Tensor, e: Epilogue | None) -> Tensor:
+    """What `parted` left to do."""
+    if e is None:
+        return z
+    y = activation.forward(z, e.activation, e.alpha, e.slope)
+    y = y if e.residual is None else y + e.residual
+    return y if e.gate is None else y * channelwise(e.gate, y)
 
 
 def _shows_in_output(e: Epilogue) -> bool:

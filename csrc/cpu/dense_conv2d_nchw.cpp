@@ -174,7 +174,8 @@ class Nchw {
           const int64_t skip = iw >= 0 ? 0 : std::min(count, (-iw + d.w.step - 1) / d.w.step);
           const int64_t end = iw >= d.iw ? 0 : std::min(count, (d.iw - 1 - iw) / d.w.step + 1);
           if (ih >= 0 && ih < d.ih && skip < end) {
-            copy(in + ih * d.in_strides.h + (iw + skip * d.w.step) * d.in_strides.w, end - skip, gate, to + at + skip,
+            const int64_t column = iw + skip * d.w.step;
+            copy(in + ih * d.in_strides.h + column * d.in_strides.w, d.iw - column, end - skip, gate, to + at + skip,
                  step);
           }
           at += count;
@@ -189,8 +190,8 @@ class Nchw {
            d.w.first + (d.ow - 1) * d.w.step + (d.w.count - 1) * d.w.dilation >= d.iw;
   }
 
-  // `count` pixels of every channel.
-  void copy(const E* from, int64_t count, const E* gate, S* to, int64_t to_step) const {
+  // `count` pixels of every channel; `there` are in the row from the first on.
+  void copy(const E* from, int64_t there, int64_t count, const E* gate, S* to, int64_t to_step) const {
     const int64_t in_step = d.w.step * d.in_strides.w;
     const bool plain = !gate && d.input_activation == Activation::kNone;
     for (int64_t k = 0; k < d.ci; ++k, from += d.in_strides.c, to += to_step) {
@@ -206,6 +207,12 @@ class Nchw {
         for (; p + L <= count; p += L) store<L, S>(to + p, f(load<L>(from + p)));
         if (p < count) store_first<L, S>(to + p, f(load_first<L>(from + p, count - p)), count - p);
       } else {
+        if (in_step == 2 && d.in_strides.w == 1) {
+          for (; p + L <= count; p += L) {
+            const Vec<S, L> a = load<L>(from + 2 * p), b = load_up_to<L>(from + 2 * p + L, there - 2 * p - L);
+            store<L, S>(to + p, f(shuffle<EvenLanes, L, S>(a, b)));
+          }
+        }
         for (; p < count; ++p) store<1, S>(to + p, f(load<1>(from + p * in_step)));
       }
     }

@@ -7,12 +7,17 @@
 namespace lightkernels::cpu {
 namespace {
 
+constexpr int64_t kShuffledBytes = 128 << 10;  // of outputs that wait in L2 to be shuffled
 constexpr int64_t kBlockBytes =
     192 << 10;  // of the input that is worked through for one panel of weights: it stays in L2
 
 // A rectangle of outputs whose taps are [u_begin, u_end) x [v_begin, v_end).
 struct Rectangle {
   int64_t i_begin, i_end, j_begin, j_end, u_begin, u_end, v_begin, v_end;
+};
+
+struct Range {
+  int64_t i_begin, i_end, j_begin, j_end;
 };
 
 // What one unit of work reads and writes; (row, column) of the input at `in` is (in_row, in_column).
@@ -23,6 +28,8 @@ struct Block {
   int64_t in_h, in_w, in_row, in_column;
   int64_t first_vector, vectors;  // the panel
   const S* weight;                // packed
+  void* out;                      // channel 0 of the image's output (0, 0)
+  int64_t out_h, out_w;
 };
 
 // Pixels in one row, where nothing tells rows apart.
@@ -51,7 +58,8 @@ class Nhwc {
   Nhwc(const DenseConv& conv, void* workspace) : d(merged(conv)), limits(d.epilogue.activation) {
     const bool plain = !d.input_gate && d.input_activation == Activation::kNone;
     staged = !std::is_same_v<E, S> || d.in_strides.c != 1 || !plain || conflicts();
-    direct = std::is_same_v<E, S> && d.out_strides.c == 1 && d.shuffle == 1 && d.epilogue.is_clamp();
+    direct = std::is_same_v<E, S> && d.out_strides.c == 1 && d.epilogue.is_clamp() && (d.shuffle == 1 || interleaves());
+    shuffled = direct && d.shuffle > 1;
     vectors = (d.co + L - 1) / L, shares = shares_last_vector<S>(d.co);
     const int64_t row_bytes = std::max<int64_t>(1, d.iw * d.ci * int64_t{sizeof(S)});
     if (d.oh == 1) {
@@ -64,27 +72,31 @@ class Nhwc {
       columns = d.ow;
       rows = std::min(d.oh, std::max<int64_t>(1, kBlockBytes / row_bytes / d.h.step));
     }
+    if (shuffled) {
+      const int64_t most = std::max<int64_t>(1, kShuffledBytes / (d.groups * d.co * int64_t{sizeof(S)}));
+      columns = d.oh == 1 && d.taps() == 1 ? std::min(columns, std::max<int64_t>(kMostRows, most)) : columns;
+      rows = std::min(rows, std::max<int64_t>(1, most / columns));
+    }
     bands = (d.oh + rows - 1) / rows, chunks = (d.ow + columns - 1) / columns;
     panels = panel_count(vectors);
-    const int64_t blocks = d.n * d.groups * bands * chunks;
-    splits = std::min(panels, std::max<int64_t>(1, 16 / blocks));
+    const int64_t blocks = d.n * (shuffled ? 1 : d.groups) * bands * chunks;
+    splits = shuffled ? 1 : std::min(panels, std::max<int64_t>(1, 16 / blocks));
     units = blocks * splits;
     grain = grain_of(units, d.n * d.groups * d.oh * d.ow * d.co * std::max<int64_t>(d.k(), 1));
+    if (staged || shuffled) grain = std::max(grain, (units + kMostSlots - 1) / kMostSlots);
+    if (shuffled) slot_bytes = aligned(rows * columns * d.groups * d.co * int64_t{sizeof(S)});
     if (staged) {
-      grain = std::max(grain, (units + kMostSlots - 1) / kMostSlots);
       const int64_t in_rows =
           std::min(d.ih, (rows - 1) * d.h.step + std::max<int64_t>(0, d.h.count - 1) * d.h.dilation + 1);
       const int64_t in_columns = chunks > 1 ? (columns - 1) * d.w.step + 1 : d.iw;
-      slot_bytes = aligned(std::max<int64_t>(1, in_rows) * in_columns * stage_step() * int64_t{sizeof(S)});
+      slot_bytes += aligned(std::max<int64_t>(1, in_rows) * in_columns * stage_step() * int64_t{sizeof(S)});
     }
     packed = static_cast<const S*>(d.packed ? d.packed : workspace);
     slots = static_cast<char*>(workspace) + (d.packed ? 0 : packed_bytes());
   }
 
   int64_t packed_bytes() const { return aligned(d.groups * vectors * L * d.k() * int64_t{sizeof(S)}); }
-  int64_t workspace() const {
-    return (d.packed ? 0 : packed_bytes()) + (staged ? Launch::slots(units, grain) * slot_bytes : 0);
-  }
+  int64_t workspace() const { return (d.packed ? 0 : packed_bytes()) + Launch::slots(units, grain) * slot_bytes; }
 
   void pack(void* to, const Launch& launch) const {
     launch.parallel(d.groups * panels, 1, [&](int64_t begin, int64_t end) {
@@ -116,25 +128,71 @@ class Nhwc {
   }
   int64_t stage_step() const { return conflicts() ? d.ci + 16 : d.ci; }
 
+  // Shuffles of few groups are written by whole vectors, from a block's outputs in the order they are computed in.
+  bool interleaves() const {
+    return d.shuffle >= 2 && d.shuffle <= 4 && d.groups * d.co / d.shuffle >= L && d.out_strides.c == 1;
+  }
+
   void one(int64_t unit, S* slot) const {
     const int64_t split = unit % splits, block = unit / splits;
-    const int64_t chunk = block % chunks, band = block / chunks % bands;
+    const int64_t chunk = block % chunks, band = block / chunks % bands, image = block / chunks / bands;
+    const Range range{band * rows, std::min(d.oh, band * rows + rows), chunk * columns,
+                      std::min(d.ow, chunk * columns + columns)};
+    const int64_t from = panels * split / splits, to = panels * (split + 1) / splits;
+    if (!shuffled) return one_group(image / d.groups, image % d.groups, range, from, to, slot, nullptr);
+    S* outputs = slot + (slot_bytes - outputs_bytes()) / int64_t{sizeof(S)};
+    for (int64_t group = 0; group < d.groups; ++group) one_group(image, group, range, from, to, slot, outputs);
+    const int64_t c = d.groups * d.co;
+    for (int64_t i = range.i_begin; i < range.i_end; ++i) {
+      for (int64_t j = range.j_begin; j < range.j_end; ++j) {
+        interleave(outputs + ((i - range.i_begin) * columns + j - range.j_begin) * c, c / d.shuffle,
+                   static_cast<S*>(d.out) + image * d.out_strides.n + i * d.out_strides.h + j * d.out_strides.w);
+      }
+    }
+  }
+  int64_t outputs_bytes() const { return aligned(rows * columns * d.groups * d.co * int64_t{sizeof(S)}); }
+
+  // to[j * shuffle + g] = from[g * each + j].
+  void interleave(const S* from, int64_t each, S* to) const {
+    if (d.shuffle == 2) return interleave_of<2>(from, each, to);
+    if (d.shuffle == 3) return interleave_of<3>(from, each, to);
+    interleave_of<4>(from, each, to);
+  }
+  template <int G>
+  static void interleave_of(const S* from, int64_t each, S* to) {
+    for (int64_t j = 0;;) {
+      Vec<S, L> in[G];
+      unroll<G>(LIGHTKERNELS_LAMBDA(auto g) { in[g] = load<L, S>(from + g * each + j); });
+      unroll<G>(LIGHTKERNELS_LAMBDA(auto v) {
+        store<L, S>(to + j * G + v * L, interleaved<G, decltype(v)::value, L, S>(in));
+      });
+      if (j + L >= each) return;
+      j = std::min(j + L, each - L);
+    }
+  }
+
+  // Panels [from, to) of a group for a block of outputs; into `outputs` [rows, columns, channels] unless null.
+  void one_group(int64_t n, int64_t group, const Range& range, int64_t from, int64_t to, S* slot, S* outputs) const {
     Block<S> b{};
-    b.group = block / chunks / bands % d.groups, b.n = block / chunks / bands / d.groups;
-    const int64_t i_begin = band * rows, i_end = std::min(d.oh, i_begin + rows);
-    const int64_t j_begin = chunk * columns, j_end = std::min(d.ow, j_begin + columns);
-    if (staged) {
-      stage(b, i_begin, i_end, j_begin, j_end, slot);
+    b.n = n, b.group = group;
+    if (outputs) {
+      const int64_t c = d.groups * d.co;
+      b.out = outputs - (range.i_begin * columns + range.j_begin) * c, b.out_w = c, b.out_h = columns * c;
     } else {
-      b.in = static_cast<const S*>(d.in) + b.n * d.in_strides.n + b.group * d.ci;
+      b.out = static_cast<E*>(d.out) + n * d.out_strides.n, b.out_w = d.out_strides.w, b.out_h = d.out_strides.h;
+    }
+    if (staged) {
+      stage(b, range.i_begin, range.i_end, range.j_begin, range.j_end, slot);
+    } else {
+      b.in = static_cast<const S*>(d.in) + n * d.in_strides.n + group * d.ci;
       b.in_h = d.in_strides.h, b.in_w = d.in_strides.w;
     }
-    for (int64_t panel = panels * split / splits; panel < panels * (split + 1) / splits; ++panel) {
+    for (int64_t panel = from; panel < to; ++panel) {
       const auto [first, width] = panel_at(vectors, panel);
       b.first_vector = first, b.vectors = width;
-      b.weight = packed + (b.group * vectors + first) * L * d.k();
-      for_same_taps(d.h, d.ih, i_begin, i_end, [&](int64_t i0, int64_t i1, int64_t u0, int64_t u1) {
-        for_same_taps(d.w, d.iw, j_begin, j_end, [&](int64_t j0, int64_t j1, int64_t v0, int64_t v1) {
+      b.weight = packed + (group * vectors + first) * L * d.k();
+      for_same_taps(d.h, d.ih, range.i_begin, range.i_end, [&](int64_t i0, int64_t i1, int64_t u0, int64_t u1) {
+        for_same_taps(d.w, d.iw, range.j_begin, range.j_end, [&](int64_t j0, int64_t j1, int64_t v0, int64_t v1) {
           rectangle(b, {i0, i1, j0, j1, u0, u1, v0, v1});
         });
       });
@@ -181,8 +239,8 @@ class Nhwc {
     tile.b_step = width;
     tile.low = limits.low, tile.high = limits.high;
     const int64_t first_channel = b.group * d.co + channel;
-    const int64_t y_pixel = down ? d.out_strides.h : d.out_strides.w;
-    E* y = static_cast<E*>(d.out) + b.n * d.out_strides.n + i * d.out_strides.h + j * d.out_strides.w;
+    const int64_t y_pixel = down ? b.out_h : b.out_w;
+    E* y = static_cast<E*>(b.out) + i * b.out_h + j * b.out_w;
     Finish<S> finish{};
     S sums[kMostRows * 3 * L];
     if (direct) {
@@ -240,7 +298,7 @@ class Nhwc {
 
   DenseConv d;
   Limits<S> limits;
-  bool staged, direct, shares;
+  bool staged, direct, shares, shuffled;
   int64_t vectors, panels;        // of one group's output channels
   int64_t rows, columns;          // of a block of outputs
   int64_t bands, chunks, splits;  // blocks down and along an image; parts of the panels

@@ -71,6 +71,10 @@ class Winograd {
     };
     packed = d.packed ? static_cast<const S*>(d.packed) : take(packed_bytes() / int64_t{sizeof(S)});
     stage = staged_in ? take(d.n * d.ih * d.iw * d.ci) : nullptr;
+    // Planes of pixels come of vectors of channels at the end, where a plane is dense and nothing else is to be done.
+    const Strides4& y = d.out_strides;
+    const bool planes = y.c != 1 && y.w == 1 && y.h == d.ow && y.c == d.oh * d.ow;
+    staged_out = std::is_same_v<E, S> && planes && d.epilogue.is_clamp() ? take(d.n * d.oh * d.ow * d.co) : nullptr;
     inputs = take(N * N * block * in_step);
     products = take(N * N * block * out_step);
     bytes = at - static_cast<char*>(memory);
@@ -108,6 +112,7 @@ class Winograd {
           for (int64_t t = begin; t < end; ++t) transform_output(group, first + t, t);
         });
       }
+      if (staged_out) bring_out(group, launch);
     }
   }
 
@@ -119,6 +124,17 @@ class Winograd {
         const E* from = static_cast<const E*>(d.in) + row / d.ih * d.in_strides.n + row % d.ih * d.in_strides.h +
                         group * d.ci * d.in_strides.c;
         innermost<E>(from, d.in_strides.w, d.in_strides.c, d.iw, d.ci, stage + row * d.iw * d.ci);
+      }
+    });
+  }
+
+  void bring_out(int64_t group, const Launch& launch) const {
+    const int64_t pixels = d.oh * d.ow, units = d.n * vectors;
+    launch.parallel(units, grain_of(units, d.n * pixels * d.co), [&](int64_t begin, int64_t end) {
+      for (int64_t unit = begin; unit < end; ++unit) {
+        const int64_t n = unit / vectors, o = unit % vectors * L;
+        S* to = static_cast<S*>(d.out) + n * d.out_strides.n + (group * d.co + o) * d.out_strides.c;
+        innermost<S>(staged_out + n * pixels * d.co + o, 1, d.co, std::min<int64_t>(L, d.co - o), pixels, to);
       }
     });
   }
@@ -202,9 +218,11 @@ class Winograd {
   void transform_output(int64_t group, int64_t tile, int64_t t) const {
     const auto row = h.at(tile / w.count % h.count), column = w.at(tile % w.count);
     const int64_t n = tile / w.count / h.count;
-    const Strides4& s = d.out_strides;
-    const bool direct = std::is_same_v<E, S> && s.c == 1 && d.epilogue.is_clamp();
-    E* y = static_cast<E*>(d.out) + n * s.n + row.out * s.h + column.out * s.w;
+    const bool direct = staged_out || (std::is_same_v<E, S> && d.out_strides.c == 1 && d.epilogue.is_clamp());
+    const Strides4 s = staged_out ? Strides4{d.oh * d.ow * d.co, 1, d.ow * d.co, d.co} : d.out_strides;
+    E* y = static_cast<E*>(d.out);
+    if (staged_out) y = reinterpret_cast<E*>(staged_out) - group * d.co;
+    y += n * s.n + row.out * s.h + column.out * s.w;
     for (int64_t o = 0; o < d.co; o += L) {
       const int64_t count = std::min<int64_t>(L, d.co - o), channel = group * d.co + o;
       V m[N][N], z[M][M];
@@ -254,7 +272,8 @@ class Winograd {
   bool staged_in;
   int64_t tiles, block, vectors, in_step, out_step, bytes;
   const S* packed;
-  S *stage, *inputs, *products;  // [n, ih, iw, ci]; [positions, tiles, in_step]; [positions, tiles, out_step]
+  S *stage, *staged_out;  // [n, ih, iw, ci], [n, oh, ow, co], or null
+  S *inputs, *products;   // [positions, tiles, in_step]; [positions, tiles, out_step]
 };
 
 // f(a Winograd of d).

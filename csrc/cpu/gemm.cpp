@@ -80,16 +80,17 @@ template <int M, int V, Form kForm, class S>
   const int64_t last = tile.columns - (V - 1) * L;
   S* const c = tile.c;
   const int64_t c_step = tile.c_step;
-  unroll<M>(LIGHTKERNELS_LAMBDA(auto i) { unroll<V>(LIGHTKERNELS_LAMBDA(auto j) { sums[i][j] = Vector{}; }); });
-  if (tile.bias && tile.bias_of_rows) {
+  if (!tile.bias) {
+    unroll<M>(LIGHTKERNELS_LAMBDA(auto i) { unroll<V>(LIGHTKERNELS_LAMBDA(auto j) { sums[i][j] = Vector{}; }); });
+  } else if (tile.bias_of_rows) {
     unroll<M>(LIGHTKERNELS_LAMBDA(auto i) {
-      unroll<V>(LIGHTKERNELS_LAMBDA(auto j) { sums[i][j] += splat<L>(tile.bias[i]); });
+      unroll<V>(LIGHTKERNELS_LAMBDA(auto j) { sums[i][j] = splat<L>(tile.bias[i]); });
     });
-  } else if (tile.bias) {
+  } else {
     unroll<V>(LIGHTKERNELS_LAMBDA(auto j) {
       const S* at = tile.bias + j * L;
       const Vector bias = j == V - 1 && last < L ? load_first<L, S>(at, last) : load<L, S>(at);
-      unroll<M>(LIGHTKERNELS_LAMBDA(auto i) { sums[i][j] += bias; });
+      unroll<M>(LIGHTKERNELS_LAMBDA(auto i) { sums[i][j] = bias; });
     });
   }
   for (int64_t s = 0; s < tile.count; ++s) {

@@ -23,6 +23,21 @@ LIGHTKERNELS_INLINE void transpose(Vec<S, L> (&v)[L]) {
   }
 }
 
+// Vector V of G vectors' lanes, one lane of each in turn: lane i is lane (V * L + i) / G of vector (V * L + i) % G.
+template <int G, int V, int K>
+struct TakenFrom {  // vector K where it is its turn, else what is there already
+  static constexpr int at(int i, int lanes) { return (V * lanes + i) % G == K ? lanes + (V * lanes + i) / G : i; }
+};
+template <int G, int V, int L, class S>
+LIGHTKERNELS_INLINE Vec<S, L> interleaved(const Vec<S, L> (&in)[G]) {
+  Vec<S, L> out = in[0];
+  unroll<G>(LIGHTKERNELS_LAMBDA(auto k) {
+    constexpr int kSource = k;
+    out = shuffle<TakenFrom<G, V, kSource>, L, S>(out, in[kSource]);
+  });
+  return out;
+}
+
 // to[(t * ci + k) * width + o] = w[o, k, u, v] for every tap t = (u, v), zeros where o is `present` or more; where rows
 // share the last vector, it has its first half twice.
 template <class E>

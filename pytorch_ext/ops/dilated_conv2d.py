@@ -333,7 +333,7 @@ def dilated_conv2d(
     """
     check_types(x=x, weight=weight, bias=bias, scale=scale, residual=residual, gate=gate, out=out)
     stride, dilation = pair(stride, "stride"), pair(dilation, "dilation")
-    epilogue = _epilogue.parse(activation, activation_parameter)
+    activation, alpha, slope = _epilogue.parse(activation, activation_parameter)
     if algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {algorithm!r}")
     dim = x.dim()
@@ -343,12 +343,14 @@ def dilated_conv2d(
         raise ValueError(f"x must have shape [n, c, h, w] or [c, h, w], got {list(x.shape)}")
     sides = padding4(padding, x, weight, stride, dilation)
     geometry = (stride, sides, dilation, _op.whole(groups))
-    rest = (*epilogue, scale, residual, bool(residual_first), gate, algorithm, None)
+    e = Epilogue(activation, alpha, slope, scale, residual, bool(residual_first), gate)
+    tensors = (x, weight, bias, slope, scale, residual, gate)
     if out is None:
-        y = forward(x, weight, bias, *geometry, *rest)
+        fused, rest = _dense.parted(e, 1, *tensors)
+        y = _dense.behind(forward(x, weight, bias, *geometry, *fused, algorithm, None), rest)
     else:
-        refuse_gradients(x, weight, bias, epilogue[2], scale, residual, gate, out)
-        forward_out(x, weight, bias, *geometry, *rest, out)
+        refuse_gradients(*tensors, out)
+        forward_out(x, weight, bias, *geometry, *e, algorithm, None, out)
         y = out
     return y.squeeze(0) if dim == 3 else y
 

@@ -201,7 +201,7 @@ def pointwise_conv2d(
         x=x, weight=weight, bias=bias, scale=scale, residual=residual, gate=gate, input_gate=input_gate, out=out
     )
     stride = pair(stride, "stride")
-    epilogue = _epilogue.parse(activation, activation_parameter)
+    activation, alpha, slope = _epilogue.parse(activation, activation_parameter)
     _epilogue.parse(input_activation, None, _epilogue.PLAIN, "input_activation")
     if weight.dim() == 2:
         weight = weight[:, :, None, None]
@@ -214,12 +214,15 @@ def pointwise_conv2d(
         x, residual, gate, input_gate, out = unsqueezed(x, residual, gate, input_gate, out)
     elif dim != 4:
         raise ValueError(f"x must have shape [n, c, h, w] or [c, h, w], got {list(x.shape)}")
-    front = (x, weight, bias, stride, _op.whole(groups), *epilogue, scale, residual, bool(residual_first), gate)
-    back = (input_activation, input_gate, _op.whole(shuffle), None)
+    e = Epilogue(activation, alpha, slope, scale, residual, bool(residual_first), gate)
+    tensors = (x, weight, bias, slope, scale, residual, gate, input_gate)
+    shuffle = _op.whole(shuffle)
+    layer, back = (x, weight, bias, stride, _op.whole(groups)), (input_activation, input_gate, shuffle, None)
     if out is None:
-        y = forward(*front, *back)
+        fused, rest = _dense.parted(e, shuffle, *tensors)
+        y = _dense.behind(forward(*layer, *fused, *back), rest)
     else:
-        refuse_gradients(x, weight, bias, epilogue[2], scale, residual, gate, input_gate, out)
-        forward_out(*front, *back, out)
+        refuse_gradients(*tensors, out)
+        forward_out(*layer, *e, *back, out)
         y = out
     return y.squeeze(0) if dim == 3 else y

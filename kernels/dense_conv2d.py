@@ -43,21 +43,37 @@ def _pixel(p, h, w):
 
 
 @triton.jit
-def _vectors(at, V0: tl.constexpr, V1: tl.constexpr):
-    """Offsets of which V0 x V1 neighbours lie side by side, the first at a multiple of that."""
-    return tl.multiple_of(tl.max_contiguous(at, [V0, V1]), [V0, V1]) if V0 * V1 > 1 else at
+def _vectors(pointer, at, V0: tl.constexpr, V1: tl.constexpr):
+    """Pointers of which V0 x V1 neighbours lie side by side, the first where that many begin.
+
+    Triton ties such a hint to the operation that made a value, which must be in this function: given to an argument, it
+    is lost.
+    """
+    BYTES: tl.constexpr = V0 * V1 * pointer.dtype.element_ty.primitive_bitwidth // 8
+    pointers = pointer + at
+    if V0 > 1:
+        pointers = tl.multiple_of(tl.max_contiguous(pointers, [V0, 1]), [BYTES, 1])
+    elif V1 > 1:
+        pointers = tl.multiple_of(tl.max_contiguous(pointers, [1, V1]), [1, BYTES])
+    return pointers
 
 
 @triton.jit
-def load(pointer, at, inside, V0: tl.constexpr, V1: tl.constexpr):
+def load(pointer, at, inside, also, V0: tl.constexpr, V1: tl.constexpr):
     """Zero where not inside."""
-    return tl.load(pointer + _vectors(at, V0, V1), tl.max_constancy(inside, [V0, V1]), 0)
+    mask = inside & also
+    if V0 * V1 > 1:
+        mask = tl.max_constancy(mask, [V0, V1])
+    return tl.load(_vectors(pointer, at, V0, V1), mask, 0)
 
 
 @triton.jit
-def store(pointer, at, value, inside, V0: tl.constexpr, V1: tl.constexpr):
+def store(pointer, at, value, inside, also, V0: tl.constexpr, V1: tl.constexpr):
     value = value.to(pointer.dtype.element_ty)
-    tl.store(pointer + _vectors(at, V0, V1), value, tl.max_constancy(inside, [V0, V1]))
+    mask = inside & also
+    if V0 * V1 > 1:
+        mask = tl.max_constancy(mask, [V0, V1])
+    tl.store(_vectors(pointer, at, V0, V1), value, mask)
 
 
 @triton.jit
@@ -99,13 +115,13 @@ def convolve(
             u, v = step % taps // vs, step % taps % vs
             a_at = first + (u * weight_u + v * weight_v) + channel[None, :] * weight_k
             i, j = row + u * down, column + v * right
-        a = load(weight, a_at, outs & more[None, :], WC, WK)
-        seen = inside & (i >= 0) & (i < h) & (j >= 0) & (j < w) & more[:, None]
-        b = load(x, image + (i * x_h + j * x_w) + channel[:, None] * x_k, seen, XK, XP)
+        a = load(weight, a_at, outs, more[None, :], WC, WK)
+        seen = inside & (i >= 0) & (i < h) & (j >= 0) & (j < w)
+        b = load(x, image + (i * x_h + j * x_w) + channel[:, None] * x_k, seen, more[:, None], XK, XP)
         if INPUT_ACTIVATION != "none" or input_gate is not None:
             value = activate(b.to(SUM), 0.0, 0.0, INPUT_ACTIVATION)
             if input_gate is not None:
-                value *= tl.load(input_gate + channels + channel[:, None], seen, 0).to(SUM)
+                value *= tl.load(input_gate + channels + channel[:, None], seen & more[:, None], 0).to(SUM)
             b = value.to(b.dtype)
         total = multiply_add(a, b, total, PRECISION)
     return total
@@ -135,12 +151,15 @@ def by_taps(weight: Tensor) -> Tensor:
     return weight if weight.stride(1) == 1 else weight.contiguous(memory_format=torch.channels_last)
 
 
-def vector(t: Tensor, dimension: int, *sizes: int) -> int:
-    """How many neighbours along a dimension can be moved at once, 16 bytes at most, where sizes begin and end them."""
+def vector(t: Tensor, dimension: int, *sizes: int, taps: bool = False) -> int:
+    """How many neighbours along a dimension can be moved at once, 16 bytes at most, where sizes begin and end them.
+
+    Masked addresses must be aligned too, so that a size of 1 excuses no stride; taps: but those of a weight's only one.
+    """
     if t.stride(dimension) != 1:
         return 1
-    apart = (t.stride(d) for d in range(t.dim()) if d != dimension and t.shape[d] > 1)
-    return math.gcd(16 // t.element_size(), *sizes, *apart)
+    apart = (t.stride(d) for d in range(4) if d != dimension and not (taps and d > 1 and t.shape[d] == 1))
+    return math.gcd(16 // t.element_size(), t.data_ptr() // t.element_size(), *sizes, *apart)
 
 
 def flat(t: Tensor | None) -> Tensor | None:

@@ -72,7 +72,7 @@ def dense_forward_kernel(
     if bias is not None:
         z += tl.load(bias + o, outs, 0).to(SUM)
     if residual is not None:
-        added = load(residual, n * r_n + o * r_c + i * r_h + j * r_w, inside, YC, YP).to(SUM)
+        added = load(residual, n * r_n + o * r_c + i * r_h + j * r_w, outs, p < pixels, YC, YP).to(SUM)
         if RESIDUAL_FIRST:
             z += added
     slopes = 0.0
@@ -85,7 +85,7 @@ def dense_forward_kernel(
         z *= tl.load(gate + n * (co * groups) + o, inside, 0).to(SUM)
     if SHUFFLE > 1:
         o = o % (co * groups // SHUFFLE) * SHUFFLE + o // (co * groups // SHUFFLE)
-    store(y, n * y_n + o * y_c + i * y_h + j * y_w, z, inside, YC, YP)
+    store(y, n * y_n + o * y_c + i * y_h + j * y_w, z, outs, p < pixels, YC, YP)
 
 
 @triton.jit
@@ -124,18 +124,20 @@ def dense_backward_input_kernel(
     v = _first_tap(place_j, dilation_w, stride_w, apart_w)
     us = tl.where(u < apart_h, tl.cdiv(tl.maximum(KH - u, 0), apart_h), 0)
     vs = tl.where(v < apart_w, tl.cdiv(tl.maximum(KW - v, 0), apart_w), 0)
+    none = us * vs == 0  # then there are no channels either, of one tap: masked addresses are aligned, nothing is 0 / 0
+    u, v, us, vs = tl.where(none, 0, u), tl.where(none, 0, v), tl.where(none, 1, us), tl.where(none, 1, vs)
     row = i + (place_i - u * dilation_h) // stride_h
     column = j + (place_j - v * dilation_w) // stride_w
     total = convolve(
         dy, n * dy_n + group * co * dy_c, row, column, oh, ow, dy_c, dy_h, dy_w, p < pixels,
         weight, group * co * weight_o + u * weight_u + v * weight_v + local * weight_k, local < ci,
-        weight_o, apart_h * weight_u, apart_w * weight_v, None, 0, co, us, vs,
+        weight_o, apart_h * weight_u, apart_w * weight_v, None, 0, tl.where(none, 0, co), us, vs,
         -(apart_h * dilation_h // stride_h), -(apart_w * dilation_w // stride_w),
         "none", False, PRECISION, YK, YP, WC, 1, BLOCK_C, BLOCK_P, BLOCK_K,
     )  # fmt: skip
     i, j = first_i + i * stride_h, first_j + j * stride_w
     at = n * dx_n + (group * ci + local) * dx_c + i * dx_h + j * dx_w
-    store(dx, at, total, (local < ci) & (p < pixels) & (i < ih) & (j < iw), XC, XP)
+    store(dx, at, total, local < ci, (p < pixels) & (i < ih) & (j < iw), XC, XP)
 
 
 # traffic: l2 6.17, loads 1.33, stores 1.00, shared 2.79 (tests/test_gpu_traffic.py)
@@ -180,10 +182,10 @@ def dense_backward_weight_kernel(
         p = _range(step, WIDE, BLOCK_P)
         n, i, j = _pixel(p, oh, ow)
         a_at = o[:, None] * dy_c + (n * dy_n + i * dy_h + j * dy_w)[None, :]
-        a = load(dy, a_at, (local < co)[:, None] & (p < pixels)[None, :], YC, YP)
+        a = load(dy, a_at, (local < co)[:, None], (p < pixels)[None, :], YC, YP)
         row, column = (i * stride_h - padding_t)[None, :] + down, (j * stride_w - padding_l)[None, :] + right
-        seen = (p < pixels)[None, :] & (row >= 0) & (row < ih) & (column >= 0) & (column < iw) & more[:, None]
-        b = load(x, (n * x_n)[None, :] + row * x_h + column * x_w + x_channel, seen, XK, XP)
+        seen = (p < pixels)[None, :] & (row >= 0) & (row < ih) & (column >= 0) & (column < iw)
+        b = load(x, (n * x_n)[None, :] + row * x_h + column * x_w + x_channel, seen, more[:, None], XK, XP)
         total = multiply_add(a, tl.trans(b), total, PRECISION)
         if once:
             bias += tl.sum(a.to(SUM), 1)
@@ -219,7 +221,7 @@ CONFIGS = [
     triton.Config({"BLOCK_C": c, "BLOCK_P": p, "BLOCK_K": k}, num_warps=warps, num_stages=stages, maxnreg=255)
     for c, p, k, warps, stages in (
         (16, 128, 16, 4, 3), (32, 64, 32, 4, 3), (32, 128, 32, 4, 3), (64, 64, 16, 4, 3),
-        (64, 64, 32, 4, 3), (64, 128, 16, 8, 3), (64, 128, 32, 8, 3), (128, 128, 32, 8, 3),
+        (64, 64, 32, 4, 3), (64, 128, 32, 8, 3), (128, 128, 32, 8, 3),
     )
 ]  # fmt: skip
 GEOMETRY = ["co", "ci", "groups", "ih", "iw", "oh", "ow", "KH", "KW", "stride_h", "dilation_h", "PRECISION"]
@@ -245,6 +247,7 @@ def _fitting(configs, arguments, **constants):
             c < 2 * max(written, 16)
             and p < 2 * max(arguments["pixels"], 64)
             and (k == longest or (c == 16 and k < longest))
+            and c * p * weight.element_size() <= 2**15  # larger ones' addresses spill, where channels lie oddly
             and shared <= (96 if config.num_warps == 8 else 48) * 1024
         )
 
@@ -348,7 +351,7 @@ def forward_into(
         FLAT=_few(weight),
         XK=1 if _few(weight) else vector(x, 1, weight.shape[1]),
         XP=_along_rows(x, weight, stride, padding),
-        WK=1 if _few(weight) else vector(weight, 1, weight.shape[1]),
+        WK=1 if _few(weight) else vector(weight, 1, weight.shape[1], taps=True),
         YC=min(vector(t, 1, y.shape[1] // groups) for t in stored) if shuffle == 1 else 1,
         YP=min(vector(t, 3, y.shape[3]) for t in stored),
         WIDE=wide(x, weight, *stored),
@@ -391,7 +394,7 @@ def dilated_conv2d_backward_input(dy, weight, ih, iw, stride, padding, dilation,
         WIDE=wide(dx, weight, dy),
         XC=vector(dx, 1, c // groups),
         XP=_along_rows(dx, weight, stride, padding),
-        WC=vector(weight, 1, c // groups),
+        WC=vector(weight, 1, c // groups, taps=True),
         YK=vector(dy, 1, dy.shape[1] // groups),
         YP=_along_rows(dy, weight, stride, padding),
     )  # fmt: skip

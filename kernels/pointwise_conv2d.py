@@ -9,7 +9,13 @@ from torch import Tensor
 
 from .._epilogue import Epilogue
 from ..ops.pointwise_conv2d import NO_DILATION, NO_PADDING, _forward_fake, _out_fake
-from .dilated_conv2d import dense_forward_kernel, forward_into  # noqa: F401  (the kernel as this family's)
+from .dilated_conv2d import (  # noqa: F401  (kernels: this family's too)
+    dense_backward_input_kernel,
+    dense_backward_weight_finish_kernel,
+    dense_backward_weight_kernel,
+    dense_forward_kernel,
+    forward_into,
+)
 
 
 def _into(y, x, weight, bias, stride, groups, *rest) -> None:

@@ -49,7 +49,7 @@ MATRIX_SOURCE = re.compile(r"\b(?:wmma|mma_sync|mma\.sync|wgmma|tcgen05)\b")
 ATOMIC = re.compile(r"\b(?:ATOM[GS]?|REDG?)\b")
 ATOMIC_PTX = re.compile(r"\b(?:atom|red)\.")
 SPILL = re.compile(r"\b(?:LDL|STL)\b")
-ACCESS = re.compile(r"\b(LDG|STG)((?:\.\w+)*)")
+ACCESS = re.compile(r"\b(LDG|STG)(?:STS)?((?:\.\w+)*)")  # LDGSTS: straight into shared memory
 
 
 # --- occupancy --------------------------------------------------------------------------------------------------------

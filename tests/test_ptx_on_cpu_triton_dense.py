@@ -5,10 +5,12 @@ What multiplies matrices by wgmma (sm_90, tiles of 64 rows and more of 16-bit ty
 executed as they are compiled for sm_80.
 """
 
+import re
 from unittest import mock
 
 import dense
 import dense_triton
+import gpu_budget
 import pytest
 import torch
 from bounds import assert_exact, assert_linear
@@ -218,18 +220,24 @@ def test_it_tunes_itself():
         (24, 40, (3, 3), "channels_last", 8),
         (20, 36, (3, 3), "channels_last", 4),
         (7, 11, (1, 1), "channels_last", 1),
-        (16, 16, (1, 1), "contiguous", 8),
+        (40, 24, (1, 1), "contiguous", 8),
     ],
 )
 def test_as_many_bytes_are_moved_at_once_as_the_sizes_allow(channels, co, kernel, layout, moved):
     """Though no size is a multiple of 16, which is all that Triton finds out by itself."""
-    layer = make_layer(
-        (1, channels, 6, 12), co, kernel, same(kernel[0]), 1, Fused(), dtype=torch.float16, layout=layout
-    )
-    with triton_driver.active(80) as driver:
-        with driver.turn(kernels._forward, 0):
+    layer = make_layer((2, channels, 8, 11), co, kernel, same(kernel[0]), 1, Fused(bias=False), dtype=torch.float16,
+                       layout=layout)  # fmt: skip
+    texts = []
+
+    def loader(ptx, name, source):
+        texts.append(ptx)
+        return triton_driver.load(ptx, name, source)
+
+    with triton_driver.active(80, loader=loader) as driver:
+        with driver.turn(kernels._forward, 1):
             dense_triton.check_forward(layer, False)
-        (launch,) = driver.launches
         driver.report.check()
-    name = {"channels_last": ("XK", "YC", "WK"), "contiguous": ("XP", "YP")}[layout]
-    assert {launch.constants[n] for n in name} == {moved}
+    (ptx,) = texts
+    sizes = {int(size, 16) for size in re.findall(r"cp\.async\.c[ag][^;]*, (0x\w+),", ptx)}
+    sizes |= {size for _, size in gpu_budget.accesses_of(ptx)}
+    assert sizes == {2 * moved}

@@ -221,7 +221,11 @@ void product(const DenseConv2dParams& p, Problem k, const Result& r, bool backwa
     k.weight = launch.workspace, k.weight_v = taps, k.weight_u = p.kw * taps, k.weight_row = p.kh * p.kw * taps;
   }
   k.vectors = Divider(w.vectors), k.taps_w = Divider(p.kw);
-  if (w.vectors * p.kh >= (int64_t{1} << 30) / p.kw) throw std::runtime_error("a dense convolution sums too much");
+  // Channels of a group and the chunks of a sum are counted in 31 bits, elements and pixels in 63.
+  constexpr int64_t kMost = int64_t{1} << 27;
+  if (w.vectors >= kMost || p.kh >= kMost / w.vectors || p.kh * w.vectors >= kMost / p.kw || k.co >= kMost) {
+    throw std::runtime_error("a dense convolution has too many channels or taps for one group");
+  }
   with_type(p.dtype, [&](auto type) {
     using T = decltype(type);
     if (sizeof(T) < 8 && k.chunks && small(p)) {

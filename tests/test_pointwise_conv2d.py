@@ -439,15 +439,24 @@ def test_packed_weight_is_what_is_read(layout):
 
 @compiled
 def test_packed_weight_of_another_layer_is_refused():
-    x, w = torch.randn(1, 32, 14, 14), torch.randn(48, 32, 1, 1)
+    x, w = lay((1, 32, 14, 14), torch.float32, "channels_last"), torch.randn(48, 32, 1, 1)
     packed = PACK(x, w, (1, 1), 1)
     if not packed.numel():
         pytest.skip("what answers here reads weights as they are")
-    other = torch.randn(1, 16, 14, 14), torch.randn(20, 16, 1, 1)
-    for (x1, w1), wrong in [(other, packed), ((x, w), packed[:-1]), ((x, w), packed.view(torch.int8))]:
+    other = lay((1, 16, 14, 14), torch.float32, "channels_last"), torch.randn(20, 16, 1, 1)
+    swapped = lay((1, 48, 14, 14), torch.float32, "channels_last"), torch.randn(32, 48, 1, 1)
+    for (x1, w1), wrong in [
+        (other, packed),
+        (swapped, packed),
+        ((x.double(), w.double()), packed),
+        ((x.contiguous(), w), packed),
+        ((x, w), packed[:-1]),
+        ((x, w), packed.view(torch.int8)),
+        ((x, w), torch.zeros_like(packed)),
+    ]:
         with pytest.raises(RuntimeError) as caught:
             FORWARD(x1, w1, None, (1, 1), 1, *REST[:-1], wrong)
-        assert_names(caught.value, ["packed", "another layer"])
+        assert_names(caught.value, ["packed was made for", "layer"])
 
 
 # --- torch's subsystems -----------------------------------------------------------------------------------------------

@@ -131,12 +131,45 @@ LIGHTKERNELS_INLINE Floats twice(Floats v) { return (Floats)_mm512_shuffle_f32x4
 LIGHTKERNELS_INLINE Floats high_half(Floats v) { return (Floats)_mm512_shuffle_f32x4((__m512)v, (__m512)v, 0xee); }
 
 template <int M, int V>
+LIGHTKERNELS_INLINE void add_shared_products(const Segment<float>& segment, int64_t a_step, Floats (&sums)[M][V - 1],
+                                             Floats (&halves)[(M + 1) / 2]) {
+  constexpr int L = 16, kFull = V - 1, kBases = (M + 3) / 4, kUnroll = 2;
+  const float *b = segment.b, *base[kBases];
+  int64_t step3 = 3 * a_step;
+  unroll<kBases>(LIGHTKERNELS_LAMBDA(auto i) { base[i] = segment.a + 4 * i * a_step; });
+  hide(step3);
+  auto rank_one = LIGHTKERNELS_LAMBDA(auto at) {
+    Floats row[V], even;
+    unroll<V>(LIGHTKERNELS_LAMBDA(auto j) { row[j] = load<L>(b + (at * V + j) * L); });
+    unroll<M>(LIGHTKERNELS_LAMBDA(auto i) {
+      constexpr int r = i % 4;
+      const float* p = base[i / 4] + at;
+      const Floats element = splat<L>(r == 0 ? p[0] : r == 1 ? p[a_step] : r == 2 ? p[2 * a_step] : p[step3]);
+      unroll<kFull>(LIGHTKERNELS_LAMBDA(auto j) { sums[i][j] += element * row[j]; });
+      if constexpr (i % 2) {
+        halves[i / 2] += low_and_high(even, element) * row[kFull];
+      } else if constexpr (i == M - 1) {
+        halves[i / 2] += element * row[kFull];
+      } else {
+        even = element;
+      }
+    });
+  };
+  int64_t k = segment.k;
+  for (; k >= kUnroll; k -= kUnroll) {
+    unroll<kBases>(LIGHTKERNELS_LAMBDA(auto i) { hide(base[i]); });
+    unroll<kUnroll>(LIGHTKERNELS_LAMBDA(auto u) { rank_one(u); });
+    unroll<kBases>(LIGHTKERNELS_LAMBDA(auto i) { base[i] += kUnroll; });
+    b += kUnroll * V * L;
+  }
+  if (k > 0) rank_one(std::integral_constant<int, 0>{});
+}
+
+template <int M, int V>
 [[gnu::noinline]] void sharing_tile_of(const Tile<float>& tile) {
-  constexpr int L = 16, kFull = V - 1, kPairs = (M + 1) / 2, kBases = (M + 3) / 4, kUnroll = 2;
+  constexpr int L = 16, kFull = V - 1, kPairs = (M + 1) / 2;
   Floats sums[M][kFull], halves[kPairs];
-  unroll<M>(LIGHTKERNELS_LAMBDA(auto i) { unroll<kFull>(LIGHTKERNELS_LAMBDA(auto j) { sums[i][j] = Floats{}; }); });
-  unroll<kPairs>(LIGHTKERNELS_LAMBDA(auto i) { halves[i] = Floats{}; });
-  const int64_t last = tile.columns - kFull * L, a_step = tile.a_step;
+  const int64_t last = tile.columns - kFull * L;
   if (tile.bias) {
     const Floats shared = twice(load_first<L>(tile.bias + kFull * L, last));
     unroll<kFull>(LIGHTKERNELS_LAMBDA(auto j) {
@@ -144,39 +177,12 @@ template <int M, int V>
       unroll<M>(LIGHTKERNELS_LAMBDA(auto i) { sums[i][j] = bias; });
     });
     unroll<kPairs>(LIGHTKERNELS_LAMBDA(auto i) { halves[i] = shared; });
+  } else {
+    unroll<M>(LIGHTKERNELS_LAMBDA(auto i) { unroll<kFull>(LIGHTKERNELS_LAMBDA(auto j) { sums[i][j] = Floats{}; }); });
+    unroll<kPairs>(LIGHTKERNELS_LAMBDA(auto i) { halves[i] = Floats{}; });
   }
-  int64_t step3 = 3 * a_step;
-  hide(step3);
   for (int64_t s = 0; s < tile.count; ++s) {
-    const float *base[kBases], *b = tile.segments[s].b;
-    unroll<kBases>(LIGHTKERNELS_LAMBDA(auto i) { base[i] = tile.segments[s].a + 4 * i * a_step; });
-    auto rank_one = LIGHTKERNELS_LAMBDA(auto at) {
-      Floats row[V], even{};
-      unroll<V>(LIGHTKERNELS_LAMBDA(auto j) { row[j] = load<L>(b + (at * V + j) * L); });
-      unroll<M>(LIGHTKERNELS_LAMBDA(auto i) {
-        constexpr int r = i % 4;
-        const float* p = base[i / 4] + at;
-        Floats element = splat<L>(r == 0 ? p[0] : r == 1 ? p[a_step] : r == 2 ? p[2 * a_step] : p[step3]);
-        keep_in_register(element);
-        unroll<kFull>(LIGHTKERNELS_LAMBDA(auto j) { sums[i][j] += element * row[j]; });
-        if constexpr (i % 2) {
-          halves[i / 2] += low_and_high(even, element) * row[kFull];
-        } else if constexpr (i == M - 1) {
-          halves[i / 2] += element * row[kFull];
-        }
-        even = element;
-      });
-    };
-    int64_t k = tile.segments[s].k;
-    auto take = LIGHTKERNELS_LAMBDA(auto steps) {
-      constexpr int kSteps = steps;
-      unroll<kBases>(LIGHTKERNELS_LAMBDA(auto i) { hide(base[i]); });
-      unroll<kSteps>(LIGHTKERNELS_LAMBDA(auto u) { rank_one(u); });
-      unroll<kBases>(LIGHTKERNELS_LAMBDA(auto i) { base[i] += kSteps; });
-      b += kSteps * V * L;
-    };
-    for (; k >= kUnroll; k -= kUnroll) take(std::integral_constant<int, kUnroll>{});
-    if (k > 0) take(std::integral_constant<int, 1>{});
+    add_shared_products<M, V>(tile.segments[s], tile.a_step, sums, halves);
   }
   const Floats low = splat<L>(tile.low), high = splat<L>(tile.high);
   unroll<M>(LIGHTKERNELS_LAMBDA(auto i) {

@@ -114,10 +114,14 @@ def parted(e: Epilogue, shuffle: int, *tensors: Tensor | None) -> tuple[Epilogue
     return first, e._replace(scale=None, residual=None if e.residual_first else e.residual)
 
 
-def behind(z: Tensor, e: Epilogue | None) -> Tensor:
-    """What `parted` left to do."""
+def behind(op: str, z: Tensor, e: Epilogue | None) -> Tensor:
+    """What `parted` left to do, under the same conditions as in one pass."""
     if e is None:
         return z
+    if torch.is_autocast_enabled(z.device.type):  # which casts the arguments of one op alike
+        slope, residual, gate = (None if t is None else t.to(z.dtype) for t in (e.slope, e.residual, e.gate))
+        e = e._replace(slope=slope, residual=residual, gate=gate)
+    _epilogue.check(op, e, None, z, z.shape)
     y = activation.forward(z, e.activation, e.alpha, e.slope)
     y = y if e.residual is None else y + e.residual
     return y if e.gate is None else y * channelwise(e.gate, y)

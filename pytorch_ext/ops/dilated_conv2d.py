@@ -347,7 +347,7 @@ def dilated_conv2d(
     tensors = (x, weight, bias, slope, scale, residual, gate)
     if out is None:
         fused, rest = _dense.parted(e, 1, *tensors)
-        y = _dense.behind(forward(x, weight, bias, *geometry, *fused, algorithm, None), rest)
+        y = _dense.behind("dilated_conv2d", forward(x, weight, bias, *geometry, *fused, algorithm, None), rest)
     else:
         refuse_gradients(*tensors, out)
         forward_out(x, weight, bias, *geometry, *e, algorithm, None, out)

@@ -220,7 +220,7 @@ def pointwise_conv2d(
     layer, back = (x, weight, bias, stride, _op.whole(groups)), (input_activation, input_gate, shuffle, None)
     if out is None:
         fused, rest = _dense.parted(e, shuffle, *tensors)
-        y = _dense.behind(forward(*layer, *fused, *back), rest)
+        y = _dense.behind(OP, forward(*layer, *fused, *back), rest)
     else:
         refuse_gradients(*tensors, out)
         forward_out(*layer, *e, *back, out)

@@ -286,9 +286,7 @@ def cubins(source: Path, archs: Iterable[int]) -> dict[int, bytes]:
 
 def shortened(demangled: str) -> tuple[str, tuple[str, ...]]:
     """`void a::b::name<float, 3>(Params, ...)` -> name, its template arguments."""
-    without_casts = re.sub(
-        r"\((?:int|bool|[\w:]+::\w+)\)(?=-?\d)", "", demangled
-    )
+    without_casts = re.sub(r"\((?:int|bool|[\w:]+::\w+)\)(?=-?\d)", "", demangled)
     match = re.match(r"(?:void )?(?:[\w() ]+::)*(\w+)(?:<([^(]*)>)?\(", without_casts)
     words = re.sub(r"[\w:]+::", "", match[2] or "").split(",")
     return match[1], tuple(word.strip() for word in words if word)

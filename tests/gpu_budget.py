@@ -344,6 +344,8 @@ def calls(family: str) -> list[tuple[str, tuple]]:
         for row in layers(module.BENCH):
             for layout in ("contiguous", "channels_last"):
                 module.test_bench_set(row, layout)
+        if hasattr(module, "beside_bench"):
+            module.beside_bench()
     return recorded.made
 
 

@@ -556,3 +556,10 @@ def test_more_than_2_to_the_31_elements():
     y = FORWARD(x, "silu", 0.0, None)
     torch.testing.assert_close(y[-80:], F.silu(x[-80:]))
     assert not y[:-80].any()
+
+
+def beside_bench() -> None:
+    """For tests/gpu_budget.py: what no layer of the benchmark calls."""
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = torch.empty(8, 64, 56, 56).contiguous(memory_format=layout)
+        OPS.activation_backward(torch.empty_like(x), x, "prelu", 0.0, torch.empty(64))

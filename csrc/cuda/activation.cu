@@ -113,7 +113,7 @@ struct Cut {
 // dx and the sum of dslope over one part of a channel's elements, which lie in planes.
 // traffic: l2 1.00, loads 1.00, stores 1.00, shared 1.00 (tests/test_gpu_traffic.py)
 template <class T, int V, class A>
-__global__ void __launch_bounds__(kThreads) prelu_backward_planes(Params p, Cut cut, A* partial) {
+__global__ void __launch_bounds__(kThreads, 4) prelu_backward_planes(Params p, Cut cut, A* partial) {
   __shared__ A shared[kThreads / kWarp][1];
   const int64_t begin = blockIdx.y * cut.per_split;
   const int64_t end = begin + cut.per_split < cut.count ? begin + cut.per_split : cut.count;

@@ -46,7 +46,8 @@ LAYERS = 4  # of bench/shapes/<op>.csv: the first that differ in more than their
 DTYPES = (torch.float32, torch.float16)  # of Triton's kernels; bfloat16 differs from float16 in its conversions only
 MATRIX = re.compile(r"\b(?:[HIDQOB]MMA|[HIQBO]GMMA|UTC\w*MMA)\b")  # tensor cores, of any generation
 MATRIX_SOURCE = re.compile(r"\b(?:wmma|mma_sync|mma\.sync|wgmma|tcgen05)\b")
-ATOMIC = re.compile(r"\b(?:ATOM[GS]?|REDG?)\b")
+# But bits set and cleared in shared memory for nobody to read: tcgen05 keeps account of tensor memory by them.
+ATOMIC = re.compile(r"\b(?:ATOM[GS]?|REDG?)\b(?!\.(?:OR|AND) RZ)")
 ATOMIC_PTX = re.compile(r"\b(?:atom|red)\.")
 SPILL = re.compile(r"\b(?:LDL|STL)\b")
 ACCESS = re.compile(r"\b(LDG|STG)(?:STS)?((?:\.\w+)*)")  # LDGSTS: straight into shared memory

@@ -379,7 +379,7 @@ def test_a_device_ends_with_its_block(session):
     assert len(inner.launches) == len(session.launches) == 1
     with pytest.raises(RuntimeError, match="outside of its"):
         inner.op("depthwise_conv2d")(*args)
-    with pytest.raises(ValueError, match="op must be one of .*depthwise_conv2d"):
+    with pytest.raises(ValueError, match=r"op must be one of .*depthwise_conv2d"):
         session.op("conv2d")
 
 

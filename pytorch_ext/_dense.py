@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from . import _epilogue, _geometry
 from ._epilogue import Epilogue, channelwise
-from ._geometry import empty, output_size, pad, plain
+from ._geometry import empty, join_batch, join_channels, output_size, pad, plain
 from .ops import activation
 
 
@@ -49,6 +50,43 @@ def forward_reference(y: Tensor, x, weight, bias, stride, padding, dilation, gro
     return y.copy_(_epilogue.apply(sums, bias, e))
 
 
+def _backward(dy, xp, weight, stride, dilation, groups, mask):
+    return torch.ops.aten.convolution_backward(
+        dy, xp, weight, None, stride, [0, 0], dilation, False, [0, 0], groups, mask
+    )
+
+
+def backward_input_reference(dx: Tensor, dy, weight, stride, padding, dilation, groups) -> Tensor:
+    """Into dx, which a fake made; depthwise_conv2d's too, as forward_reference is."""
+    if dy.numel() == 0:
+        return dx.zero_()
+    top, bottom, left, right = padding
+    dy, weight = plain(dy), plain(weight)
+    n, c, ih, iw = dx.shape
+    xp = dy.new_empty(()).expand(n, c, ih + top + bottom, iw + left + right)
+    dxp = _backward(dy, xp, weight, stride, dilation, groups, [True, False, False])[0]
+    return dx.copy_(pad(dxp, (-top, -bottom, -left, -right)))
+
+
+def backward_weight_reference(sums: tuple[Tensor, Tensor], dy, x, stride, padding, dilation, groups):
+    """Into sums = (dweight, dbias), which a fake made."""
+    dweight, dbias = sums
+    if dy.numel() == 0:
+        return dweight.zero_(), dbias.zero_()
+    dy, x = plain(dy), plain(x)
+    dw = _backward(dy, pad(x, padding), plain(dweight), stride, dilation, groups, [False, True, False])[1]
+    return dweight.copy_(dw), dbias.copy_(dy.sum((0, 2, 3)))
+
+
+def check_out(op: str, y: Tensor, out: Tensor) -> None:
+    """out is where y, which forward_fake made, shall be written."""
+    if out.shape != y.shape or out.dtype != y.dtype or out.device != y.device:
+        raise RuntimeError(
+            f"{op}: out must be {list(y.shape)}, {y.dtype} on {y.device}, "
+            f"got {list(out.shape)}, {out.dtype} on {out.device}"
+        )
+
+
 def forward_flops(x, weight, *_, out_shape):
     return 2 * prod(out_shape) * prod(weight[1:])
 
@@ -74,20 +112,17 @@ def dy_behind_epilogue(dy: Tensor, y: Tensor | None, bias, e: Epilogue, convolve
         s = convolved(None, Epilogue())
         z = _epilogue.preactivation(s, bias, e)
     else:  # rounded to 16 bits once, as the forward pass's was, not before the bias is added too
-        first = e.residual if e.residual_first else None
-        z = convolved(bias, Epilogue(scale=e.scale, residual=first, residual_first=e.residual_first))
+        z = convolved(bias, _up_to_z(e))
     if e.gate is not None:
         if need_gate:
             a = _epilogue.ACTIVATIONS[e.activation](z, e.alpha, e.slope)
-            a = a if e.residual is None or e.residual_first else a + e.residual
-            d_gate = (dy * a).sum((2, 3))
+            d_gate = (dy * _epilogue.behind_activation(a, e._replace(gate=None))).sum((2, 3))
         dy = dy * channelwise(e.gate, dy)
     if need_residual and not e.residual_first:
         d_residual = dy
     dz = _epilogue.derivative(e.activation, e.alpha, e.slope, dy, z)
     if need_slope and e.slope is not None:
-        each = torch.where(z > 0, 0, dy * z)
-        d_slope = each.sum((0, 2, 3)) if e.slope.numel() == dy.shape[1] else each.sum().view(1)
+        d_slope = _epilogue.slope_gradient(dy, z, e.slope)
     if need_residual and e.residual_first:
         d_residual = dz
     if need_scale:
@@ -110,8 +145,7 @@ def parted(e: Epilogue, shuffle: int, *tensors: Tensor | None) -> tuple[Epilogue
     channelwise_behind = e.slope is not None or e.gate is not None or (e.residual is not None and not e.residual_first)
     if not wanted or _shows_in_output(e) or (shuffle > 1 and channelwise_behind):
         return e, None
-    first = Epilogue(scale=e.scale, residual=e.residual if e.residual_first else None, residual_first=e.residual_first)
-    return first, e._replace(scale=None, residual=None if e.residual_first else e.residual)
+    return _up_to_z(e), e._replace(scale=None, residual=None if e.residual_first else e.residual)
 
 
 def behind(op: str, z: Tensor, e: Epilogue | None) -> Tensor:
@@ -122,11 +156,54 @@ def behind(op: str, z: Tensor, e: Epilogue | None) -> Tensor:
         slope, residual, gate = (None if t is None else t.to(z.dtype) for t in (e.slope, e.residual, e.gate))
         e = e._replace(slope=slope, residual=residual, gate=gate)
     _epilogue.check(op, e, None, z, z.shape)
-    y = activation.forward(z, e.activation, e.alpha, e.slope)
-    y = y if e.residual is None else y + e.residual
-    return y if e.gate is None else y * channelwise(e.gate, y)
+    return _epilogue.behind_activation(activation.forward(z, e.activation, e.alpha, e.slope), e)
+
+
+def _up_to_z(e: Epilogue) -> Epilogue:
+    """What comes before the activation."""
+    return Epilogue(scale=e.scale, residual=e.residual if e.residual_first else None, residual_first=e.residual_first)
 
 
 def _shows_in_output(e: Epilogue) -> bool:
     behind = e.gate is not None or (e.residual is not None and not e.residual_first)
     return e.activation in ("none", *_epilogue.FROM_OUTPUT) and e.scale is None and not behind
+
+
+# --- what the public functions share ----------------------------------------------------------------------------------
+def check_types(x, weight, **others) -> None:
+    if not isinstance(x, Tensor) or not isinstance(weight, Tensor):
+        raise TypeError(f"x and weight must be tensors, got {type(x).__name__} and {type(weight).__name__}")
+    for name, value in others.items():
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor or None, got {type(value).__name__}")
+
+
+def unsqueezed(*tensors) -> Any:
+    """An image as a batch of one."""
+    return (None if t is None else t.unsqueeze(0) for t in tensors)
+
+
+def refuse_gradients(*tensors: Tensor | None) -> None:
+    """out= has no derivative, as in torch."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        raise RuntimeError("out= is not differentiable, but an argument requires a gradient: call it without out=")
+
+
+# --- vmap: the batch joins n where the weight is shared, and the groups where each has its own ------------------------
+def join(b: int, dims, tensors, dim: Any, e: Epilogue):
+    """((x, weight, bias), epilogue, what groups are multiplied by, the dimension of y that holds the batch)."""
+    (x, weight, bias), (dx, dw, db) = tensors, dims
+    if (dw, db, dim.slope, dim.scale) == (None,) * 4:
+        residual, gate = join_batch(e.residual, dim.residual, b), join_batch(e.gate, dim.gate, b)
+        return (join_batch(x, dx, b), weight, bias), e._replace(residual=residual, gate=gate), 1, 0
+    channels = weight.shape[0] if dw is None else weight.movedim(dw, 0).shape[1]
+    slope = e.slope
+    if slope is not None:
+        slope = slope.expand(channels) if dim.slope is None else slope.movedim(dim.slope, 0).expand(b, channels)
+    e = e._replace(
+        slope=join_batch(slope, None if dim.slope is None else 0, b),
+        scale=join_batch(e.scale, dim.scale, b),
+        residual=join_channels(e.residual, dim.residual, b),
+        gate=join_channels(e.gate, dim.gate, b),
+    )
+    return (join_channels(x, dx, b), join_batch(weight, dw, b), join_batch(bias, db, b)), e, b, 1

@@ -105,7 +105,11 @@ def check(op: str, e: Epilogue, bias: Tensor | None, x: Tensor, y_shape) -> None
 def apply(sums: Tensor, bias: Tensor | None, e: Epilogue) -> Tensor:
     """The epilogue in plain torch, of [n, c, ...]; differentiable."""
     z = preactivation(sums, bias, e)
-    y = ACTIVATIONS[e.activation](z, e.alpha, e.slope)
+    return behind_activation(ACTIVATIONS[e.activation](z, e.alpha, e.slope), e)
+
+
+def behind_activation(y: Tensor, e: Epilogue) -> Tensor:
+    """The residual and the gate, of y = act(z)."""
     if e.residual is not None and not e.residual_first:
         y = y + e.residual
     return y if e.gate is None else y * channelwise(e.gate, y)
@@ -157,3 +161,9 @@ def derivative(activation: str, alpha: float, slope: Tensor | None, dy: Tensor, 
     if activation == "silu":  # aten.silu_backward has no derivative of its own
         return dy * gate * (1 + z * (1 - gate))
     raise RuntimeError(f"activation must be one of {list(ACTIVATIONS)}, got '{activation}'")
+
+
+def slope_gradient(dy: Tensor, z: Tensor, slope: Tensor) -> Tensor:
+    """prelu's, [c] or [1] as slope is, with channels in dimension 1."""
+    each = torch.where(z > 0, 0, dy * z)
+    return each.sum().view(1) if slope.shape[0] == 1 else each.sum([d for d in range(z.dim()) if d != 1])

@@ -73,12 +73,7 @@ def _gradients(dy: Tensor, x: Tensor, activation: str, alpha: float, slope: Tens
     """dx and dslope in plain torch, differentiable; 16-bit types come back as float32."""
     dy, x, slope = _wide(dy), _wide(x), _wide(slope)
     dx = _epilogue.derivative(activation, alpha, slope, dy, x)
-    if slope is None:
-        return dx, x.new_zeros(0)
-    parts = torch.where(x > 0, 0, dy * x)
-    if slope.shape[0] == 1:
-        return dx, parts.sum().view(1)
-    return dx, parts.sum([d for d in range(x.dim()) if d != 1])
+    return dx, x.new_zeros(0) if slope is None else _epilogue.slope_gradient(dy, x, slope)
 
 
 def _forward_reference(x, activation, alpha, slope):

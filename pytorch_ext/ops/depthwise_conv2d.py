@@ -8,14 +8,13 @@ from __future__ import annotations
 from math import prod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _dense, _epilogue, _geometry, _op
+from .._dense import check_types, join, unsqueezed
 from .._epilogue import Epilogue
-from .._geometry import empty, join_batch, join_channels, output_size, pad, padding4, plain
+from .._geometry import empty, join_batch, join_channels, output_size, padding4
 from .._op import memory_format_of, pair
-from .dilated_conv2d import check_types, join, unsqueezed
 
 ACTIVATIONS = _epilogue.PLAIN  # what depthwise_conv2d does itself; all else is depthwise_conv2d_fused's
 
@@ -118,30 +117,14 @@ def _fused_reference(x, weight, bias, stride, padding, dilation, *epilogue):
     return _dense.forward_reference(y, x, weight, bias, stride, padding, dilation, x.shape[1], Epilogue(*epilogue))
 
 
-def _convolution_backward(dy, xp, weight, stride, dilation, mask):
-    return torch.ops.aten.convolution_backward(
-        dy, xp, weight, None, stride, [0, 0], dilation, False, [0, 0], xp.shape[1], mask
-    )
-
-
 def _backward_input_reference(dy, weight, ih, iw, channels, stride, padding, dilation):
     dx = _backward_input_fake(dy, weight, ih, iw, channels, stride, padding, dilation)
-    if dy.numel() == 0:
-        return dx.zero_()
-    top, bottom, left, right = padding
-    dy, weight = plain(dy), plain(weight)
-    xp = dy.new_empty(()).expand(dy.shape[0], channels, ih + top + bottom, iw + left + right)
-    dxp = _convolution_backward(dy, xp, weight, stride, dilation, [True, False, False])[0]
-    return dx.copy_(F.pad(dxp, (-left, -right, -top, -bottom)))
+    return _dense.backward_input_reference(dx, dy, weight, stride, padding, dilation, channels)
 
 
 def _backward_weight_reference(dy, x, kh, kw, stride, padding, dilation):
-    dweight, dbias = _backward_weight_fake(dy, x, kh, kw, stride, padding, dilation)
-    if dy.numel() == 0:
-        return dweight.zero_(), dbias.zero_()
-    dy, x = plain(dy), plain(x)
-    dw = _convolution_backward(dy, pad(x, padding), plain(dweight), stride, dilation, [False, True, False])[1]
-    return dweight.copy_(dw), dbias.copy_(dy.sum((0, 2, 3)))
+    sums = _backward_weight_fake(dy, x, kh, kw, stride, padding, dilation)
+    return _dense.backward_weight_reference(sums, dy, x, stride, padding, dilation, x.shape[1])
 
 
 # --- derivatives ------------------------------------------------------------------------------------------------------

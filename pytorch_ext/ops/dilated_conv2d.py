@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from .. import _dense, _epilogue, _geometry, _op
+from .._dense import check_types, join, refuse_gradients, unsqueezed
 from .._epilogue import Epilogue
-from .._geometry import empty, join_batch, join_channels, output_size, pad, padding4, plain
+from .._geometry import empty, join_batch, join_channels, output_size, padding4
 from .._op import pair
 
 ALGORITHMS = ("auto", "direct", "winograd2", "winograd3", "winograd4", "winograd6")
@@ -35,15 +36,7 @@ def _forward_fake(x, weight, bias, stride, padding, dilation, groups, *rest):
 
 def _out_fake(x, weight, bias, stride, padding, dilation, groups, *rest):
     y = _forward_fake(x, weight, bias, stride, padding, dilation, groups, *rest[:-1])
-    _check_out("dilated_conv2d", y, rest[-1])
-
-
-def _check_out(op: str, y: Tensor, out: Tensor) -> None:
-    if out.shape != y.shape or out.dtype != y.dtype or out.device != y.device:
-        raise RuntimeError(
-            f"{op}: out must be {list(y.shape)}, {y.dtype} on {y.device}, "
-            f"got {list(out.shape)}, {out.dtype} on {out.device}"
-        )
+    _dense.check_out("dilated_conv2d", y, rest[-1])
 
 
 def _backward_input_fake(dy, weight, ih, iw, stride, padding, dilation, groups):
@@ -89,30 +82,14 @@ def _out_reference(*args):
     args[-1].copy_(_forward_reference(*args[:-1]))
 
 
-def _backward(dy, xp, weight, stride, dilation, groups, mask):
-    return torch.ops.aten.convolution_backward(
-        dy, xp, weight, None, stride, [0, 0], dilation, False, [0, 0], groups, mask
-    )
-
-
 def _backward_input_reference(dy, weight, ih, iw, stride, padding, dilation, groups):
     dx = _backward_input_fake(dy, weight, ih, iw, stride, padding, dilation, groups)
-    if dy.numel() == 0:
-        return dx.zero_()
-    top, bottom, left, right = padding
-    dy, weight = plain(dy), plain(weight)
-    xp = dy.new_empty(()).expand(dx.shape[0], dx.shape[1], ih + top + bottom, iw + left + right)
-    dxp = _backward(dy, xp, weight, stride, dilation, groups, [True, False, False])[0]
-    return dx.copy_(pad(dxp, (-top, -bottom, -left, -right)))
+    return _dense.backward_input_reference(dx, dy, weight, stride, padding, dilation, groups)
 
 
 def _backward_weight_reference(dy, x, kh, kw, stride, padding, dilation, groups):
-    dweight, dbias = _backward_weight_fake(dy, x, kh, kw, stride, padding, dilation, groups)
-    if dy.numel() == 0:
-        return dweight.zero_(), dbias.zero_()
-    dy, x = plain(dy), plain(x)
-    dw = _backward(dy, pad(x, padding), plain(dweight), stride, dilation, groups, [False, True, False])[1]
-    return dweight.copy_(dw), dbias.copy_(dy.sum((0, 2, 3)))
+    sums = _backward_weight_fake(dy, x, kh, kw, stride, padding, dilation, groups)
+    return _dense.backward_weight_reference(sums, dy, x, stride, padding, dilation, groups)
 
 
 # --- derivatives ------------------------------------------------------------------------------------------------------
@@ -186,25 +163,6 @@ def _forward_vmap(info, in_dims, x, weight, bias, stride, padding, dilation, gro
     (x, weight, bias), e, times, axis = join(batch, in_dims[:3], (x, weight, bias), dim, e)
     y = forward(x, weight, bias, stride, padding, dilation, groups * times, *e, algorithm, None)
     return y.unflatten(axis, (info.batch_size, -1)), axis
-
-
-def join(b: int, dims, tensors, dim: Any, e: Epilogue):
-    """((x, weight, bias), epilogue, what groups are multiplied by, the dimension of y that holds the batch)."""
-    (x, weight, bias), (dx, dw, db) = tensors, dims
-    if (dw, db, dim.slope, dim.scale) == (None,) * 4:
-        residual, gate = join_batch(e.residual, dim.residual, b), join_batch(e.gate, dim.gate, b)
-        return (join_batch(x, dx, b), weight, bias), e._replace(residual=residual, gate=gate), 1, 0
-    channels = weight.shape[0] if dw is None else weight.movedim(dw, 0).shape[1]
-    slope = e.slope
-    if slope is not None:
-        slope = slope.expand(channels) if dim.slope is None else slope.movedim(dim.slope, 0).expand(b, channels)
-    e = e._replace(
-        slope=join_batch(slope, None if dim.slope is None else 0, b),
-        scale=join_batch(e.scale, dim.scale, b),
-        residual=join_channels(e.residual, dim.residual, b),
-        gate=join_channels(e.gate, dim.gate, b),
-    )
-    return (join_channels(x, dx, b), join_batch(weight, dw, b), join_batch(bias, db, b)), e, b, 1
 
 
 def _backward_input_vmap(info, in_dims, dy, weight, ih, iw, stride, padding, dilation, groups):
@@ -353,25 +311,6 @@ def dilated_conv2d(
         forward_out(x, weight, bias, *geometry, *e, algorithm, None, out)
         y = out
     return y.squeeze(0) if dim == 3 else y
-
-
-def check_types(x, weight, **others) -> None:
-    if not isinstance(x, Tensor) or not isinstance(weight, Tensor):
-        raise TypeError(f"x and weight must be tensors, got {type(x).__name__} and {type(weight).__name__}")
-    for name, value in others.items():
-        if value is not None and not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a tensor or None, got {type(value).__name__}")
-
-
-def unsqueezed(*tensors) -> Any:
-    """An image as a batch of one."""
-    return (None if t is None else t.unsqueeze(0) for t in tensors)
-
-
-def refuse_gradients(*tensors: Tensor | None) -> None:
-    """out= has no derivative, as in torch."""
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        raise RuntimeError("out= is not differentiable, but an argument requires a gradient: call it without out=")
 
 
 def dilated_conv1d(

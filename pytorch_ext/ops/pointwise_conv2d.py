@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from .. import _dense, _epilogue, _op
+from .._dense import check_types, join, refuse_gradients, unsqueezed
 from .._epilogue import Epilogue, channelwise
 from .._geometry import join_batch, join_channels, plain
 from .._op import pair
 from . import dilated_conv2d as dense
-from .dilated_conv2d import check_types, join, refuse_gradients, unsqueezed
 
 OP = "pointwise_conv2d"
 NO_PADDING, NO_DILATION = (0, 0, 0, 0), (1, 1)
@@ -40,7 +40,7 @@ def _forward_fake(x, weight, bias, stride, groups, *rest):
 
 
 def _out_fake(x, weight, bias, stride, groups, *rest):
-    dense._check_out(OP, _forward_fake(x, weight, bias, stride, groups, *rest[:-1]), rest[-1])
+    _dense.check_out(OP, _forward_fake(x, weight, bias, stride, groups, *rest[:-1]), rest[-1])
 
 
 # --- reference --------------------------------------------------------------------------------------------------------
@@ -50,8 +50,8 @@ def _enter(x: Tensor, activation: str, gate: Tensor | None) -> Tensor:
     return x if gate is None else x * channelwise(gate, x)
 
 
-def _shuffle(y: Tensor, groups: int) -> Tensor:
-    return y if groups == 1 else y.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+def _shuffle(y: Tensor, groups: int, dim: int = 1) -> Tensor:
+    return y if groups == 1 else y.unflatten(dim, (groups, -1)).transpose(dim, dim + 1).flatten(dim, dim + 1)
 
 
 def _forward_reference(x, weight, bias, stride, groups, *rest):
@@ -112,13 +112,10 @@ def _forward_vmap(info, in_dims, x, weight, bias, stride, groups, *rest):
     *epilogue, input_activation, input_gate, shuffle, _ = rest
     batch, dim, e = info.batch_size, Epilogue(*in_dims[5:-4]), Epilogue(*epilogue)
     (x, weight, bias), e, times, axis = join(batch, in_dims[:3], (x, weight, bias), dim, e)
-    join_gate = join_channels if axis else join_batch
-    input_gate = join_gate(input_gate, in_dims[-3], batch)
+    input_gate = (join_channels if axis else join_batch)(input_gate, in_dims[-3], batch)
     y = forward(x, weight, bias, stride, groups * times, *e, input_activation, input_gate, 1 if axis else shuffle, None)
     y = y.unflatten(axis, (batch, -1))
-    if axis and shuffle > 1:
-        y = y.unflatten(2, (shuffle, -1)).transpose(2, 3).flatten(2, 3)
-    return y, axis
+    return _shuffle(y, shuffle, 2) if axis else y, axis
 
 
 # --- registration -----------------------------------------------------------------------------------------------------

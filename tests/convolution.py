@@ -5,6 +5,9 @@ from __future__ import annotations
 import ctypes
 import itertools
 import mmap
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import pytorch_ext
 from pytorch_ext import _load
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -98,3 +102,42 @@ def assert_names(error: BaseException, words) -> None:
 def memory_available() -> float:
     lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
     return sum(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) / 2**20
+
+
+# --- every instruction set, and which implementation answers ----------------------------------------------------------
+OWN = torch.backends.cpu.get_cpu_capability().lower()
+
+
+def assert_library_is_of(capability: str) -> None:
+    """In a process of `on_capability`: torch has it, and so has our library."""
+    assert OWN.startswith(capability), OWN
+    isa = {"default": "base", "avx2": "avx2", "avx512": "avx512"}.get(capability, "base")
+    if (_load.FOLDER / f"_cpu_{isa}.so").exists():
+        assert _load.libraries["cpu"].name == f"_cpu_{isa}.so"
+
+
+def on_capability(module: str, capability: str | None, expected: str) -> str:
+    """What `representative(expected)` of a test module prints in a process whose torch is told of `capability`."""
+    environment = {name: value for name, value in os.environ.items() if name != "ATEN_CPU_CAPABILITY"}
+    if capability is not None:
+        environment["ATEN_CPU_CAPABILITY"] = capability
+    paths = [str(Path(__file__).parent), str(Path(pytorch_ext.__file__).parent.parent)]
+    environment["PYTHONPATH"] = os.pathsep.join([*paths, environment.get("PYTHONPATH", "")])
+    code = (
+        f"import {module} as t, conftest, torch; conftest.poison(True); torch.manual_seed(0); "
+        f"torch.set_num_threads(1); t.representative({expected!r})"
+    )
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout
+
+
+def assert_op_answers(name: str, call) -> None:
+    """It is not the reference that a call runs: the reference's convolution would show."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU]) as trace:
+        call()
+    names = {event.name for event in trace.events()}
+    assert f"pytorch_ext::{name}" in names
+    assert not any("convolution" in event for event in names), names

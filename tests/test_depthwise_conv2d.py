@@ -7,8 +7,6 @@ import contextlib
 import csv
 import gc
 import itertools
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,13 +18,17 @@ from bounds import assert_exact, assert_linear, assert_nonlinear
 from convolution import (
     DTYPES,
     LAYOUTS,
+    OWN,
     Geometry,
     assert_format,
+    assert_library_is_of,
     assert_names,
+    assert_op_answers,
     at_an_end,
     compiled,
     lay,
     memory_available,
+    on_capability,
     pad,
 )
 from hypothesis import given, settings
@@ -852,39 +854,19 @@ def test_inference_mode_and_no_grad():
 # --- implementations --------------------------------------------------------------------------------------------------
 def representative(capability: str) -> None:
     """Runs in a process of its own (test_instruction_sets): asserts what is loaded, then runs the subset."""
-    assert torch.backends.cpu.get_cpu_capability().lower().startswith(capability), (
-        torch.backends.cpu.get_cpu_capability()
-    )
-    isa = {"default": "base", "avx2": "avx2", "avx512": "avx512"}.get(capability, "base")
-    if (_load.FOLDER / f"_cpu_{isa}.so").exists():
-        assert _load.libraries["cpu"].name == f"_cpu_{isa}.so"
+    assert_library_is_of(capability)
     for case, layout, dtype in itertools.product(REPRESENTATIVE, LAYOUTS, DTYPES):
         test_representative(case, layout, dtype)
     print("library", _load.libraries.get("cpu", Path("none")).name)
-
-
-OWN = torch.backends.cpu.get_cpu_capability().lower()
 
 
 @pytest.mark.parametrize("capability", ["default", "avx2", "own"])
 def test_instruction_sets(capability):
     if capability == "avx2" and not OWN.startswith("avx"):
         pytest.skip(f"this CPU's capability is {OWN}: no AVX2")
-    environment = dict(os.environ)
-    environment.pop("ATEN_CPU_CAPABILITY", None)
-    if capability != "own":
-        environment["ATEN_CPU_CAPABILITY"] = capability
-    expected = "avx512" if OWN.startswith(("avx512", "amx")) else OWN
-    name = capability if capability != "own" else expected
-    paths = [str(Path(__file__).parent), str(Path(pytorch_ext.__file__).parent.parent)]
-    environment["PYTHONPATH"] = os.pathsep.join(paths + [environment.get("PYTHONPATH", "")])
-    code = (
-        "import test_depthwise_conv2d as t, conftest, torch; conftest.poison(True); torch.manual_seed(0); "
-        f"torch.set_num_threads(1); t.representative({name!r})"
-    )
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert run.stdout.startswith("library ")
+    own = "avx512" if OWN.startswith(("avx512", "amx")) else OWN
+    told, expected = (None, own) if capability == "own" else (capability, capability)
+    assert on_capability("test_depthwise_conv2d", told, expected).startswith("library ")
 
 
 def test_reference_judged_too():
@@ -895,14 +877,7 @@ def test_reference_judged_too():
 
 @compiled
 def test_compiled_library_answers():
-    """It is not the reference that the tests above judged: the reference's convolution does not run."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU]) as trace:
-        depthwise_conv2d(torch.randn(1, 2, 4, 4), torch.randn(2, 1, 3, 3))
-    names = {event.name for event in trace.events()}
-    assert "pytorch_ext::depthwise_conv2d" in names
-    assert not any("convolution" in name for name in names), names
+    assert_op_answers("depthwise_conv2d", lambda: depthwise_conv2d(torch.randn(1, 2, 4, 4), torch.randn(2, 1, 3, 3)))
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------

@@ -10,8 +10,6 @@ import contextlib
 import csv
 import itertools
 import mmap
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,13 +20,17 @@ from bounds import assert_exact
 from convolution import (
     DTYPES,
     LAYOUTS,
+    OWN,
     Geometry,
     assert_format,
+    assert_library_is_of,
     assert_names,
+    assert_op_answers,
     at_an_end,
     compiled,
     lay,
     memory_available,
+    on_capability,
 )
 from dense import (
     ACTIVATIONS,
@@ -1059,10 +1061,7 @@ def test_forward_mode_derivative_is_refused_rather_than_lost():
 # --- implementations --------------------------------------------------------------------------------------------------
 def representative(capability: str) -> None:
     """Runs in a process of its own (test_instruction_sets): asserts what is loaded, then runs the subset."""
-    assert torch.backends.cpu.get_cpu_capability().lower().startswith(capability)
-    isa = {"default": "base", "avx2": "avx2", "avx512": "avx512"}.get(capability, "base")
-    if (_load.FOLDER / f"_cpu_{isa}.so").exists():
-        assert _load.libraries["cpu"].name == f"_cpu_{isa}.so"
+    assert_library_is_of(capability)
     for case, layout, dtype in itertools.product(REPRESENTATIVE, ("contiguous", "channels_last", "sliced"), DTYPES):
         test_representative(case, layout, dtype)
     for layout in ("contiguous", "channels_last"):
@@ -1073,25 +1072,13 @@ def representative(capability: str) -> None:
     print("library", _load.libraries.get("cpu", Path("none")).name)
 
 
-OWN = torch.backends.cpu.get_cpu_capability().lower()
-
-
 @pytest.mark.parametrize("capability", ["default", "avx2"])
 def test_instruction_sets(capability):
     if OWN.startswith(capability):
         pytest.skip("the tests above ran on it")
     if capability == "avx2" and not OWN.startswith("avx"):
         pytest.skip(f"this CPU's capability is {OWN}: no AVX2")
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
-    paths = [str(Path(__file__).parent), str(Path(pytorch_ext.__file__).parent.parent)]
-    environment["PYTHONPATH"] = os.pathsep.join([*paths, environment.get("PYTHONPATH", "")])
-    code = (
-        "import test_dilated_conv2d as t, conftest, torch; conftest.poison(True); torch.manual_seed(0); "
-        f"torch.set_num_threads(1); t.representative({capability!r})"
-    )
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert "library " in run.stdout
+    assert "library " in on_capability("test_dilated_conv2d", capability, capability)
 
 
 def test_reference_judged_too():
@@ -1102,14 +1089,7 @@ def test_reference_judged_too():
 
 @compiled
 def test_compiled_library_answers():
-    """It is not the reference that the tests above judged: the reference's convolution does not run."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU]) as trace:
-        dilated_conv2d(torch.randn(1, 2, 4, 4), torch.randn(2, 2, 3, 3))
-    names = {event.name for event in trace.events()}
-    assert "pytorch_ext::dilated_conv2d" in names
-    assert not any("convolution" in name for name in names), names
+    assert_op_answers("dilated_conv2d", lambda: dilated_conv2d(torch.randn(1, 2, 4, 4), torch.randn(2, 2, 3, 3)))
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------

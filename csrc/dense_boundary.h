@@ -1,5 +1,7 @@
-// What the boundaries of pointwise_conv2d and dilated_conv2d share: arguments into DenseConv2dParams, checked.
+// What the boundaries of all convolutions share: geometry, epilogues and tensors, checked; and DenseConv2dParams.
 #pragma once
+
+#include <algorithm>
 
 #include "boundary.h"
 #include "dense_conv2d.h"
@@ -27,6 +29,28 @@ inline void check_range(const char* op, const char* name, const Ints& values, in
   }
 }
 
+// Fills p's sizes of the image and the kernel, its geometry and the output's size.
+template <class Params>
+void set_geometry(Params& p, const char* op, int64_t ih, int64_t iw, int64_t kh, int64_t kw, const Ints& stride,
+                  const Ints& padding, const Ints& dilation) {
+  for (const auto& [what, value] : {std::pair<const char*, const Ints&>{"stride", stride}, {"dilation", dilation}}) {
+    if (value.size() != 2 || value[0] < 1 || value[1] < 1) {
+      fail(op, ": ", what, " must be two positive ints, got ", show(value));
+    }
+  }
+  if (padding.size() != 4) fail(op, ": padding must be (top, bottom, left, right), got ", show(padding));
+  check_range(op, "stride", stride, INT32_MAX);
+  check_range(op, "dilation", dilation, INT32_MAX);
+  check_range(op, "padding", padding, INT32_MAX);
+  check_range(op, "kernel", {kh, kw}, INT32_MAX);
+  p.ih = ih, p.iw = iw, p.kh = kh, p.kw = kw;
+  p.stride_h = stride[0], p.stride_w = stride[1];
+  p.padding_t = padding[0], p.padding_l = padding[2];
+  p.dilation_h = dilation[0], p.dilation_w = dilation[1];
+  p.oh = output_size(op, "height", ih, kh, stride[0], padding[0], padding[1], dilation[0]);
+  p.ow = output_size(op, "width", iw, kw, stride[1], padding[2], padding[3], dilation[1]);
+}
+
 // Sizes of everything; the caller adds pointers and strides. `weight` is [groups * co, ci, kh, kw].
 inline DenseConv2dParams dense_geometry(const char* op, const View& like, const char* name, int64_t n, int64_t channels,
                                         int64_t ih, int64_t iw, const int64_t* weight, const Ints& stride,
@@ -37,25 +61,10 @@ inline DenseConv2dParams dense_geometry(const char* op, const View& like, const 
   if (weight[1] < 1 || channels != weight[1] * groups) {
     fail(op, ": ", name, " must have groups * weight.shape[1] = ", groups * weight[1], " channels, got ", channels);
   }
-  if (padding.size() != 4) fail(op, ": padding must be (top, bottom, left, right), got ", show(padding));
-  for (const auto& [what, value] : {std::pair<const char*, const Ints&>{"stride", stride}, {"dilation", dilation}}) {
-    if (value.size() != 2 || value[0] < 1 || value[1] < 1) {
-      fail(op, ": ", what, " must be two positive ints, got ", show(value));
-    }
-  }
-  check_range(op, "stride", stride, INT32_MAX);
-  check_range(op, "dilation", dilation, INT32_MAX);
-  check_range(op, "padding", padding, INT32_MAX);
-  check_range(op, "kernel", {weight[2], weight[3]}, INT32_MAX);
   DenseConv2dParams p{};
+  set_geometry(p, op, ih, iw, weight[2], weight[3], stride, padding, dilation);
   p.dtype = dtype_of(op, like);
-  p.n = n, p.groups = groups, p.co = weight[0] / groups, p.ci = weight[1], p.ih = ih, p.iw = iw;
-  p.kh = weight[2], p.kw = weight[3];
-  p.stride_h = stride[0], p.stride_w = stride[1];
-  p.padding_t = padding[0], p.padding_l = padding[2];
-  p.dilation_h = dilation[0], p.dilation_w = dilation[1];
-  p.oh = output_size(op, "height", ih, p.kh, stride[0], padding[0], padding[1], dilation[0]);
-  p.ow = output_size(op, "width", iw, p.kw, stride[1], padding[2], padding[3], dilation[1]);
+  p.n = n, p.groups = groups, p.co = weight[0] / groups, p.ci = weight[1];
   p.shuffle = 1;
   return p;
 }
@@ -63,6 +72,22 @@ inline DenseConv2dParams dense_geometry(const char* op, const View& like, const 
 inline void check_like(const char* op, const char* name, const View& t, const View& x) {
   if (t.dtype != x.dtype) fail(op, ": ", name, " must be ", dtype_name(x), ", got ", dtype_name(t));
   if (!t.same_place(x)) fail(op, ": tensors must be on one device, ", name, " is on another than x");
+}
+
+// The data of a [c] vector; `copy` keeps what it takes to have it contiguous.
+inline void* vector_of(const char* op, const char* name, const Optional& t, int64_t c, const View& x, Optional& copy) {
+  if (!t) return nullptr;
+  const View v(*t);
+  if (v.dim != 1 || v.sizes[0] != c) fail(op, ": ", name, " must have shape [", c, "], got ", v.shape());
+  check_like(op, name, v, x);
+  if (v.strides[0] == 1 || c == 1) return v.data;
+  copy = torch::stable::contiguous(*t);
+  return View(*copy).data;
+}
+
+inline void check_shape(const char* op, const char* name, const View& v, std::array<int64_t, 4> shape) {
+  if (v.dim == 4 && std::equal(shape.begin(), shape.end(), v.sizes)) return;
+  fail(op, ": ", name, " must have shape ", show(shape), ", got ", v.shape());
 }
 
 // The epilogue's tensors, and contiguous copies of the vectors that were not, which must outlive the kernel.
@@ -73,17 +98,6 @@ struct EpilogueArguments {
   bool residual_first;
   Optional copies[3];
 
-  // The data of a [c] vector.
-  void* vector(const char* op, const char* name, const Optional& t, int64_t c, const View& x, int copy) {
-    if (!t) return nullptr;
-    const View v(*t);
-    if (v.dim != 1 || v.sizes[0] != c) fail(op, ": ", name, " must have shape [", c, "], got ", v.shape());
-    check_like(op, name, v, x);
-    if (v.strides[0] == 1 || c == 1) return v.data;
-    copies[copy] = torch::stable::contiguous(*t);
-    return View(*copies[copy]).data;
-  }
-
   void into(const char* op, DenseConv2dParams& p, const View& x) {
     Epilogue& e = p.epilogue;
     const int64_t c = p.groups * p.co;
@@ -91,18 +105,16 @@ struct EpilogueArguments {
     if ((e.activation == Activation::kPrelu) != bool(slope)) {
       fail(op, ": slope belongs to prelu, and prelu needs it");
     }
-    e.bias = vector(op, "bias", bias, c, x, 0);
-    e.scale = vector(op, "scale", scale, c, x, 1);
+    e.bias = vector_of(op, "bias", bias, c, x, copies[0]);
+    e.scale = vector_of(op, "scale", scale, c, x, copies[1]);
     if (slope) {
       const bool one = View(*slope).dim == 1 && View(*slope).sizes[0] == 1;
-      e.slope = vector(op, "slope", slope, one ? 1 : c, x, 2);
+      e.slope = vector_of(op, "slope", slope, one ? 1 : c, x, copies[2]);
       e.slope_c = one && c > 1 ? 0 : 1;
     }
     if (residual) {
       const View v(*residual);
-      if (v.dim != 4 || v.sizes[0] != p.n || v.sizes[1] != c || v.sizes[2] != p.oh || v.sizes[3] != p.ow) {
-        fail(op, ": residual must have shape [", p.n, ", ", c, ", ", p.oh, ", ", p.ow, "], got ", v.shape());
-      }
+      check_shape(op, "residual", v, {p.n, c, p.oh, p.ow});
       check_like(op, "residual", v, x);
       e.residual = v.data, e.residual_strides = strides_of(v);
     }
@@ -117,14 +129,30 @@ struct EpilogueArguments {
   }
 };
 
-inline void check_dense_tensors(const char* op, const View& x, const View& weight, const char* name) {
-  if (x.dim != 4) fail(op, ": ", name, " must have shape [n, c, h, w], got ", x.shape());
-  if (weight.dim != 4) fail(op, ": weight must have shape [co, ci / groups, kh, kw], got ", weight.shape());
+// weight goes with x, which its op calls `name`.
+inline void check_goes_with(const char* op, const View& weight, const View& x, const char* name) {
   if (weight.dtype != x.dtype) {
     fail(op, ": tensors must share one dtype, got ", dtype_name(x), " for ", name, " and ", dtype_name(weight),
          " for weight");
   }
   if (!weight.same_place(x)) fail(op, ": tensors must be on one device, weight is on another than ", name);
+}
+
+// What a weight's gradient is made of.
+inline void check_dy_and_x(const char* op, const View& dy, const View& x) {
+  if (dy.dim != 4 || x.dim != 4 || dy.sizes[0] != x.sizes[0]) {
+    fail(op, ": dy and x must have shape [n, c, h, w] with one n, got ", dy.shape(), " and ", x.shape());
+  }
+  if (dy.dtype != x.dtype) {
+    fail(op, ": tensors must share one dtype, got ", dtype_name(dy), " for dy and ", dtype_name(x), " for x");
+  }
+  if (!dy.same_place(x)) fail(op, ": tensors must be on one device, dy is on another than x");
+}
+
+inline void check_dense_tensors(const char* op, const View& x, const View& weight, const char* name) {
+  if (x.dim != 4) fail(op, ": ", name, " must have shape [n, c, h, w], got ", x.shape());
+  if (weight.dim != 4) fail(op, ": weight must have shape [co, ci / groups, kh, kw], got ", weight.shape());
+  check_goes_with(op, weight, x, name);
 }
 
 // Of a layer whose x and weight are there: sizes, and where x and weight lie.
@@ -143,9 +171,7 @@ inline Tensor dense_output(const char* op, DenseConv2dParams& p, const View& x, 
   const int64_t c = p.groups * p.co;
   if (out) {
     const View v(*out);
-    if (v.dim != 4 || v.sizes[0] != p.n || v.sizes[1] != c || v.sizes[2] != p.oh || v.sizes[3] != p.ow) {
-      fail(op, ": out must have shape [", p.n, ", ", c, ", ", p.oh, ", ", p.ow, "], got ", v.shape());
-    }
+    check_shape(op, "out", v, {p.n, c, p.oh, p.ow});
     check_like(op, "out", v, x);
   }
   Tensor y = out ? *out : empty_nchw(x, p.n, c, p.oh, p.ow);

@@ -7,30 +7,6 @@
 namespace lightkernels {
 namespace {
 
-// Params with everything that follows from the geometry; the caller adds pointers, strides and the weight.
-DepthwiseConv2dParams geometry(const char* op, int64_t ih, int64_t iw, int64_t kh, int64_t kw, const Ints& stride,
-                               const Ints& padding, const Ints& dilation) {
-  if (stride.size() != 2 || stride[0] < 1 || stride[1] < 1) {
-    fail(op, ": stride must be two positive ints, got ", show(stride));
-  }
-  if (dilation.size() != 2 || dilation[0] < 1 || dilation[1] < 1) {
-    fail(op, ": dilation must be two positive ints, got ", show(dilation));
-  }
-  if (padding.size() != 4) fail(op, ": padding must be (top, bottom, left, right), got ", show(padding));
-  check_range(op, "stride", stride, INT32_MAX);
-  check_range(op, "dilation", dilation, INT32_MAX);
-  check_range(op, "padding", padding, INT32_MAX);
-  check_range(op, "kernel", {kh, kw}, INT32_MAX);
-  DepthwiseConv2dParams p{};
-  p.ih = ih, p.iw = iw, p.kh = kh, p.kw = kw;
-  p.stride_h = stride[0], p.stride_w = stride[1];
-  p.padding_t = padding[0], p.padding_l = padding[2];
-  p.dilation_h = dilation[0], p.dilation_w = dilation[1];
-  p.oh = output_size(op, "height", ih, kh, stride[0], padding[0], padding[1], dilation[0]);
-  p.ow = output_size(op, "width", iw, kw, stride[1], padding[2], padding[3], dilation[1]);
-  return p;
-}
-
 void set_tensors(DepthwiseConv2dParams& p, const View& x, const View& weight, const View& y) {
   p.x = x.data, p.weight = weight.data, p.y = y.data;
   p.x_strides = strides_of(x), p.y_strides = strides_of(y);
@@ -41,11 +17,7 @@ void check_weight(const char* op, const View& weight, const char* name, const Vi
   if (weight.dim != 4 || weight.sizes[1] != 1) {
     fail(op, ": weight must have shape [c, 1, kh, kw], got ", weight.shape());
   }
-  if (weight.dtype != x.dtype) {
-    fail(op, ": tensors must share one dtype, got ", dtype_name(x), " for ", name, " and ", dtype_name(weight),
-         " for weight");
-  }
-  if (!weight.same_place(x)) fail(op, ": tensors must be on one device, weight is on another than ", name);
+  check_goes_with(op, weight, x, name);
 }
 
 // Those without a parameter: the rest is depthwise_conv2d_fused's.
@@ -67,30 +39,21 @@ DepthwiseConv2dParams forward_params(const char* op, const View& x, const View& 
   if (in_channels == 0 || c == 0 || c % in_channels) {
     fail(op, ": weight must have a positive multiple of x's ", in_channels, " channels in dimension 0, got ", c);
   }
-  auto p = geometry(op, x.sizes[2], x.sizes[3], weight.sizes[2], weight.sizes[3], stride, padding, dilation);
+  DepthwiseConv2dParams p{};
+  set_geometry(p, op, x.sizes[2], x.sizes[3], weight.sizes[2], weight.sizes[3], stride, padding, dilation);
   p.dtype = dtype_of(op, x);
   p.n = x.sizes[0], p.c = c, p.multiplier = c / in_channels;
   return p;
 }
 
-Tensor forward(const Tensor& x_, const Tensor& weight_, const std::optional<Tensor>& bias_, const Ints& stride,
-               const Ints& padding, const Ints& dilation, const std::string& activation) {
+Tensor forward(const Tensor& x_, const Tensor& weight_, const Optional& bias, const Ints& stride, const Ints& padding,
+               const Ints& dilation, const std::string& activation) {
   const char* op = "depthwise_conv2d";
   const View x(x_), weight(weight_);
   auto p = forward_params(op, x, weight, stride, padding, dilation);
   p.activation = plain_activation_of(op, activation);
-  std::optional<Tensor> dense_bias;  // keeps a compacted bias alive
-  if (bias_) {
-    View bias(*bias_);
-    if (bias.dim != 1 || bias.sizes[0] != p.c) fail(op, ": bias must have shape [", p.c, "], got ", bias.shape());
-    if (bias.dtype != x.dtype) fail(op, ": bias must be ", dtype_name(x), ", got ", dtype_name(bias));
-    if (!bias.same_place(x)) fail(op, ": tensors must be on one device, bias is on another than x");
-    p.bias = bias.data;
-    if (bias.strides[0] != 1 && p.c > 1) {
-      dense_bias = torch::stable::contiguous(*bias_);
-      p.bias = View(*dense_bias).data;
-    }
-  }
+  Optional dense_bias;  // keeps a compacted bias alive
+  p.bias = vector_of(op, "bias", bias, p.c, x, dense_bias);
   Tensor y_ = empty_nchw(x, p.n, p.c, p.oh, p.ow);
   if (p.n == 0) return y_;
   set_tensors(p, x, weight, View(y_));
@@ -126,7 +89,8 @@ Tensor prepare_input(const char* op, DepthwiseConv2dParams& p, const View& dy, c
     fail(op, ": dy and weight must have the same positive multiple of ", channels, " channels, got ", c, " and ",
          weight.sizes[0]);
   }
-  p = geometry(op, ih, iw, weight.sizes[2], weight.sizes[3], stride, padding, dilation);
+  p = {};
+  set_geometry(p, op, ih, iw, weight.sizes[2], weight.sizes[3], stride, padding, dilation);
   if (dy.sizes[2] != p.oh || dy.sizes[3] != p.ow) {
     fail(op, ": dy must be [", p.oh, ", ", p.ow, "] in its last dimensions, got ", dy.shape());
   }
@@ -141,18 +105,13 @@ Tensor prepare_input(const char* op, DepthwiseConv2dParams& p, const View& dy, c
 std::tuple<Tensor, Tensor> prepare_weight(const char* op, DepthwiseConv2dParams& p, const View& dy, const View& x,
                                           int64_t kh, int64_t kw, const Ints& stride, const Ints& padding,
                                           const Ints& dilation) {
-  if (dy.dim != 4 || x.dim != 4 || dy.sizes[0] != x.sizes[0]) {
-    fail(op, ": dy and x must have shape [n, c, h, w] with one n, got ", dy.shape(), " and ", x.shape());
-  }
-  if (dy.dtype != x.dtype) {
-    fail(op, ": tensors must share one dtype, got ", dtype_name(dy), " for dy and ", dtype_name(x), " for x");
-  }
-  if (!dy.same_place(x)) fail(op, ": tensors must be on one device, dy is on another than x");
+  check_dy_and_x(op, dy, x);
   const int64_t n = x.sizes[0], in_channels = x.sizes[1], c = dy.sizes[1];
   if (in_channels == 0 || c == 0 || c % in_channels) {
     fail(op, ": dy must have a positive multiple of x's ", in_channels, " channels, got ", c);
   }
-  p = geometry(op, x.sizes[2], x.sizes[3], kh, kw, stride, padding, dilation);
+  p = {};
+  set_geometry(p, op, x.sizes[2], x.sizes[3], kh, kw, stride, padding, dilation);
   if (dy.sizes[2] != p.oh || dy.sizes[3] != p.ow) {
     fail(op, ": dy must be [", p.oh, ", ", p.ow, "] in its last dimensions, got ", dy.shape());
   }

@@ -93,13 +93,7 @@ std::tuple<Tensor, Tensor> backward_weight(const Tensor& dy_, const Tensor& x_, 
                                            int64_t groups) {
   const char* op = "dilated_conv2d_backward_weight";
   const View dy(dy_), x(x_);
-  if (dy.dim != 4 || x.dim != 4 || dy.sizes[0] != x.sizes[0]) {
-    fail(op, ": dy and x must have shape [n, c, h, w] with one n, got ", dy.shape(), " and ", x.shape());
-  }
-  if (dy.dtype != x.dtype) {
-    fail(op, ": tensors must share one dtype, got ", dtype_name(dy), " for dy and ", dtype_name(x), " for x");
-  }
-  if (!dy.same_place(x)) fail(op, ": tensors must be on one device, dy is on another than x");
+  check_dy_and_x(op, dy, x);
   const int64_t co = dy.sizes[1], ci = x.sizes[1];
   if (groups < 1 || ci < 1 || co < 1 || ci % groups || co % groups) {
     fail(op, ": groups must divide x's ", ci, " and dy's ", co, " channels, got ", groups);

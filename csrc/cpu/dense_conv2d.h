@@ -44,14 +44,13 @@ void pack_dense(const DenseConv& d, void* packed, const Launch& launch);
 int64_t dense_weight_workspace(const DenseConv2dParams& p);
 void dense_backward_weight(const DenseConv2dParams& p, const Launch& launch);
 
-// --- what follows is shared by the drivers
-// ----------------------------------------------------------------------------
+// --- what follows is shared by the drivers ---
 
-constexpr int kMostSegments = 32;  // of a tile: more taps than these are added in turns
+constexpr int kMostSegments = 32;   // of a tile: more taps than these are added in turns
+constexpr int64_t kMostSlots = 64;  // chunks of units that have memory of their own
 constexpr int64_t kAlign = 64;
 
 inline int64_t aligned(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
-inline int64_t acc_bytes(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; }
 
 // Units that a thread should be given at least, when all of them are `work` multiply-adds.
 inline int64_t grain_of(int64_t units, int64_t work) {
@@ -84,6 +83,23 @@ LIGHTKERNELS_INLINE void multiply_in_turns(Tile<S> tile, int64_t count, F&& segm
     if (last) return;
     tile.accumulate = true, tile.bias = nullptr;
   }
+}
+
+// Where the outputs from (i, j) of image n on are finished, along a row or `down` a column; the caller adds the tile
+// and the first channel.
+template <class E>
+Finish<Acc<E>> finish_from(const DenseConv& d, int64_t n, int64_t i, int64_t j, bool down = false) {
+  const Strides4 &y = d.out_strides, &r = d.epilogue.residual_strides;
+  Finish<Acc<E>> f{};
+  f.epilogue = &d.epilogue, f.n = n;
+  f.y = static_cast<E*>(d.out) + n * y.n + i * y.h + j * y.w;
+  f.y_pixel = down ? y.h : y.w, f.y_channel = y.c;
+  if (d.epilogue.residual) {
+    f.residual = static_cast<const E*>(d.epilogue.residual) + n * r.n + i * r.h + j * r.w;
+    f.residual_pixel = down ? r.h : r.w, f.residual_channel = r.c;
+  }
+  f.channels = d.groups * d.co, f.shuffle = d.shuffle;
+  return f;
 }
 
 // The forward convolution.

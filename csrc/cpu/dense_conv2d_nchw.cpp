@@ -73,8 +73,6 @@ class Nchw {
   }
 
  private:
-  static constexpr int64_t kMostSlots = 64;
-
   // Channels whose distance is a multiple of 4 KB fall into one set of L1: they are laid out first.
   bool conflicts() const { return d.ci >= 32 && d.in_strides.c * int64_t{sizeof(S)} % 4096 == 0; }
   int64_t packed_step() const { return d.k() + (d.k() * int64_t{sizeof(S)} % 4096 == 0 ? 16 : 0); }
@@ -108,18 +106,18 @@ class Nchw {
     Finish<S> finish{};
     S sums[kTileRows<S, 2> * kMostPixels];
     if (direct) {
-      tile.low = limits.low, tile.high = limits.high, tile.c_step = d.out_strides.c * (d.shuffle > 1 ? d.shuffle : 1);
+      tile.low = limits.low, tile.high = limits.high, tile.c_step = d.out_strides.c * d.shuffle;
     } else {
       tile.low = -limits.infinity(), tile.high = limits.infinity();
       tile.c = sums, tile.c_step = width * L;
-      finish = finish_of(n, i, j, present, y);
-      finish.sums = sums, finish.sums_step = width * L;
+      finish = finish_from<E>(d, n, i, j);
+      finish.sums = sums, finish.sums_step = width * L, finish.columns = present;
     }
     auto compute = [&](int64_t o, int rows_) {
       const int64_t channel = group * d.co + o;
       tile.rows = rows_, segment.a = weight + o * w_row;
       if (direct) {
-        tile.c = reinterpret_cast<S*>(y) + place(channel) * d.out_strides.c;
+        tile.c = reinterpret_cast<S*>(y) + shuffled(channel, d.groups * d.co, d.shuffle) * d.out_strides.c;
         if (d.epilogue.bias) tile.bias = static_cast<const S*>(d.epilogue.bias) + channel;
       }
       multiply_tile(form, tile);
@@ -135,25 +133,6 @@ class Nchw {
       for_tiles(run, tile_rows<S>(width), [&](int64_t at, int rows_) { compute(o + at, rows_); });
       o += run;
     }
-  }
-
-  int64_t place(int64_t c) const {
-    const int64_t each = d.groups * d.co / d.shuffle;
-    return d.shuffle == 1 ? c : c % each * d.shuffle + c / each;
-  }
-
-  Finish<S> finish_of(int64_t n, int64_t i, int64_t j, int64_t present, E* y) const {
-    const Epilogue& e = d.epilogue;
-    Finish<S> f{};
-    f.epilogue = &e, f.lanes_are_channels = false, f.columns = present, f.n = n;
-    f.y = y, f.y_pixel = d.out_strides.w, f.y_channel = d.out_strides.c;
-    if (e.residual) {
-      const Strides4& s = e.residual_strides;
-      f.residual = static_cast<const E*>(e.residual) + n * s.n + i * s.h + j * s.w;
-      f.residual_pixel = s.w, f.residual_channel = s.c;
-    }
-    f.channels = d.groups * d.co, f.shuffle = d.shuffle;
-    return f;
   }
 
   // slot[k, p] for the panel's pixels: zeros in the padding, and behind the last pixel.

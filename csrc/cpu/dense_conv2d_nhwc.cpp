@@ -8,8 +8,7 @@ namespace lightkernels::cpu {
 namespace {
 
 constexpr int64_t kShuffledBytes = 128 << 10;  // of outputs that wait in L2 to be shuffled
-constexpr int64_t kBlockBytes =
-    192 << 10;  // of the input that is worked through for one panel of weights: it stays in L2
+constexpr int64_t kBlockBytes = 192 << 10;     // of the input that one panel of weights meets: it stays in L2
 
 // A rectangle of outputs whose taps are [u_begin, u_end) x [v_begin, v_end).
 struct Rectangle {
@@ -59,7 +58,7 @@ class Nhwc {
     const bool plain = !d.input_gate && d.input_activation == Activation::kNone;
     staged = !std::is_same_v<E, S> || d.in_strides.c != 1 || !plain || conflicts();
     direct = std::is_same_v<E, S> && d.out_strides.c == 1 && d.epilogue.is_clamp() && (d.shuffle == 1 || interleaves());
-    shuffled = direct && d.shuffle > 1;
+    waits = direct && d.shuffle > 1;
     vectors = (d.co + L - 1) / L, shares = shares_last_vector<S>(d.co);
     const int64_t row_bytes = std::max<int64_t>(1, d.iw * d.ci * int64_t{sizeof(S)});
     if (d.oh == 1) {
@@ -72,25 +71,25 @@ class Nhwc {
       columns = d.ow;
       rows = std::min(d.oh, std::max<int64_t>(1, kBlockBytes / row_bytes / d.h.step));
     }
-    if (shuffled) {
+    if (waits) {
       const int64_t most = std::max<int64_t>(1, kShuffledBytes / (d.groups * d.co * int64_t{sizeof(S)}));
       columns = d.oh == 1 && d.taps() == 1 ? std::min(columns, std::max<int64_t>(kMostRows, most)) : columns;
       rows = std::min(rows, std::max<int64_t>(1, most / columns));
     }
     bands = (d.oh + rows - 1) / rows, chunks = (d.ow + columns - 1) / columns;
     panels = panel_count(vectors);
-    const int64_t blocks = d.n * (shuffled ? 1 : d.groups) * bands * chunks;
-    splits = shuffled ? 1 : std::min(panels, std::max<int64_t>(1, 16 / blocks));
+    const int64_t blocks = d.n * (waits ? 1 : d.groups) * bands * chunks;
+    splits = waits ? 1 : std::min(panels, std::max<int64_t>(1, 16 / blocks));
     units = blocks * splits;
     grain = grain_of(units, d.n * d.groups * d.oh * d.ow * d.co * std::max<int64_t>(d.k(), 1));
-    if (staged || shuffled) grain = std::max(grain, (units + kMostSlots - 1) / kMostSlots);
-    if (shuffled) slot_bytes = aligned(rows * columns * d.groups * d.co * int64_t{sizeof(S)});
+    if (staged || waits) grain = std::max(grain, (units + kMostSlots - 1) / kMostSlots);
     if (staged) {
       const int64_t in_rows =
           std::min(d.ih, (rows - 1) * d.h.step + std::max<int64_t>(0, d.h.count - 1) * d.h.dilation + 1);
       const int64_t in_columns = chunks > 1 ? (columns - 1) * d.w.step + 1 : d.iw;
-      slot_bytes += aligned(std::max<int64_t>(1, in_rows) * in_columns * stage_step() * int64_t{sizeof(S)});
+      stage_bytes = aligned(std::max<int64_t>(1, in_rows) * in_columns * stage_step() * int64_t{sizeof(S)});
     }
+    slot_bytes = stage_bytes + (waits ? aligned(rows * columns * d.groups * d.co * int64_t{sizeof(S)}) : 0);
     packed = static_cast<const S*>(d.packed ? d.packed : workspace);
     slots = static_cast<char*>(workspace) + (d.packed ? 0 : packed_bytes());
   }
@@ -119,8 +118,6 @@ class Nhwc {
   }
 
  private:
-  static constexpr int64_t kMostSlots = 64;
-
   // Pixels whose distance is a multiple of 4 KB fall into one set of L1, which holds fewer of them than a tile has
   // rows.
   bool conflicts() const {
@@ -129,9 +126,7 @@ class Nhwc {
   int64_t stage_step() const { return conflicts() ? d.ci + 16 : d.ci; }
 
   // Shuffles of few groups are written by whole vectors, from a block's outputs in the order they are computed in.
-  bool interleaves() const {
-    return d.shuffle >= 2 && d.shuffle <= 4 && d.groups * d.co / d.shuffle >= L && d.out_strides.c == 1;
-  }
+  bool interleaves() const { return d.shuffle >= 2 && d.shuffle <= 4 && d.groups * d.co / d.shuffle >= L; }
 
   void one(int64_t unit, S* slot) const {
     const int64_t split = unit % splits, block = unit / splits;
@@ -139,8 +134,8 @@ class Nhwc {
     const Range range{band * rows, std::min(d.oh, band * rows + rows), chunk * columns,
                       std::min(d.ow, chunk * columns + columns)};
     const int64_t from = panels * split / splits, to = panels * (split + 1) / splits;
-    if (!shuffled) return one_group(image / d.groups, image % d.groups, range, from, to, slot, nullptr);
-    S* outputs = slot + (slot_bytes - outputs_bytes()) / int64_t{sizeof(S)};
+    if (!waits) return one_group(image / d.groups, image % d.groups, range, from, to, slot, nullptr);
+    S* outputs = slot + stage_bytes / int64_t{sizeof(S)};
     for (int64_t group = 0; group < d.groups; ++group) one_group(image, group, range, from, to, slot, outputs);
     const int64_t c = d.groups * d.co;
     for (int64_t i = range.i_begin; i < range.i_end; ++i) {
@@ -150,7 +145,6 @@ class Nhwc {
       }
     }
   }
-  int64_t outputs_bytes() const { return aligned(rows * columns * d.groups * d.co * int64_t{sizeof(S)}); }
 
   // to[j * shuffle + g] = from[g * each + j].
   void interleave(const S* from, int64_t each, S* to) const {
@@ -249,7 +243,8 @@ class Nhwc {
     } else {
       tile.low = -limits.infinity(), tile.high = limits.infinity();
       tile.c = sums, tile.c_step = width;
-      finish = finish_of(b.n, i, j, down, first_channel, tile.columns);
+      finish = finish_from<E>(d, b.n, i, j, down);
+      finish.lanes_are_channels = true, finish.channel = first_channel, finish.columns = tile.columns;
       finish.sums = sums, finish.sums_step = width;
     }
     // Taps that lie one behind the other are one run of k.
@@ -271,38 +266,20 @@ class Nhwc {
         return list;
       });
       if (direct) return;
-      finish.rows = rows_, finish.y = y + at * y_pixel;
-      if (finish.residual) {
-        finish.residual = static_cast<const E*>(residual_at(b.n, i, j)) + at * finish.residual_pixel;
-      }
+      finish.rows = rows_;
       finish_tile(d.dtype, finish);
+      finish.y = static_cast<E*>(finish.y) + rows_ * finish.y_pixel;
+      if (finish.residual) finish.residual = static_cast<const E*>(finish.residual) + rows_ * finish.residual_pixel;
     });
-  }
-
-  const void* residual_at(int64_t n, int64_t i, int64_t j) const {
-    const Strides4& s = d.epilogue.residual_strides;
-    return static_cast<const E*>(d.epilogue.residual) + n * s.n + i * s.h + j * s.w;
-  }
-
-  Finish<S> finish_of(int64_t n, int64_t i, int64_t j, bool down, int64_t channel, int64_t columns_) const {
-    const Epilogue& e = d.epilogue;
-    Finish<S> f{};
-    f.epilogue = &e, f.lanes_are_channels = true, f.columns = columns_, f.n = n, f.channel = channel;
-    f.y_pixel = down ? d.out_strides.h : d.out_strides.w, f.y_channel = d.out_strides.c;
-    f.residual = e.residual ? residual_at(n, i, j) : nullptr;
-    f.residual_pixel = down ? e.residual_strides.h : e.residual_strides.w;
-    f.residual_channel = e.residual_strides.c;
-    f.channels = d.groups * d.co, f.shuffle = d.shuffle;
-    return f;
   }
 
   DenseConv d;
   Limits<S> limits;
-  bool staged, direct, shares, shuffled;
-  int64_t vectors, panels;        // of one group's output channels
-  int64_t rows, columns;          // of a block of outputs
-  int64_t bands, chunks, splits;  // blocks down and along an image; parts of the panels
-  int64_t units, grain, slot_bytes = 0;
+  bool staged, direct, shares, waits;  // waits: outputs are shuffled when a block of them is there
+  int64_t vectors, panels;             // of one group's output channels
+  int64_t rows, columns;               // of a block of outputs
+  int64_t bands, chunks, splits;       // blocks down and along an image; parts of the panels
+  int64_t units, grain, stage_bytes = 0, slot_bytes;
   const S* packed;
   char* slots;
 };

@@ -230,7 +230,7 @@ class Winograd {
           LIGHTKERNELS_LAMBDA(auto p) { m[p / N][p % N] = load<L, S>(products + (p * block + t) * out_step + o); });
       transform_both<M, N, S, V>(m, z, WinogradOutput<M>{});
       if (!direct) {
-        finish(z, n, channel, count, row, column, y);
+        finish(z, n, channel, count, row, column);
         continue;
       }
       V bias{};
@@ -247,21 +247,12 @@ class Winograd {
   }
 
   void finish(const V (&z)[M][M], int64_t n, int64_t channel, int64_t count, const TileAxis::Place& row,
-              const TileAxis::Place& column, E* y) const {
-    const Epilogue& e = d.epilogue;
-    const Strides4& r = e.residual_strides;
-    Finish<S> f{};
-    f.epilogue = &e, f.lanes_are_channels = true, f.n = n, f.channel = channel, f.columns = count;
-    f.rows = column.out_count, f.sums_step = L;
-    f.y_pixel = w.dilation * d.out_strides.w, f.y_channel = d.out_strides.c;
-    f.residual_pixel = w.dilation * r.w, f.residual_channel = r.c;
-    f.channels = d.groups * d.co, f.shuffle = 1;
+              const TileAxis::Place& column) const {
     for (int64_t i = 0; i < row.out_count; ++i) {
-      f.sums = reinterpret_cast<const S*>(z[i]);
-      f.y = y + i * h.dilation * d.out_strides.h;
-      if (e.residual) {
-        f.residual = static_cast<const E*>(e.residual) + n * r.n + (row.out + i * h.dilation) * r.h + column.out * r.w;
-      }
+      Finish<S> f = finish_from<E>(d, n, row.out + i * h.dilation, column.out);
+      f.y_pixel *= w.dilation, f.residual_pixel *= w.dilation;
+      f.lanes_are_channels = true, f.channel = channel, f.columns = count;
+      f.rows = column.out_count, f.sums = reinterpret_cast<const S*>(z[i]), f.sums_step = L;
       finish_tile(d.dtype, f);
     }
   }

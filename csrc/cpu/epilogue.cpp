@@ -50,8 +50,7 @@ template <class E, Activation kActivation>
   using S = Acc<E>;
   constexpr int L = lanes<S>();
   const Epilogue& e = *t.epilogue;
-  const int64_t each = t.channels / t.shuffle;
-  auto place = [&](int64_t c) { return t.shuffle == 1 ? c : c % each * t.shuffle + c / each; };
+  auto place = [&](int64_t c) { return t.shuffle == 1 ? c : shuffled(c, t.channels, t.shuffle); };
   const bool lanes = t.lanes_are_channels, residual = t.residual, first = residual && e.residual_first;
   const int64_t y_lane = lanes ? t.y_channel : t.y_pixel, r_lane = lanes ? t.residual_channel : t.residual_pixel;
   for (int64_t column = 0; column < t.columns; column += L) {

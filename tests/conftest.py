@@ -6,7 +6,9 @@ float32, 1.7e308 in float64, NaN in every second float16 and bfloat16.
 """
 
 import ctypes
+import fcntl
 import os
+import tempfile
 from pathlib import Path
 
 import hypothesis
@@ -31,3 +33,18 @@ def conditions():
     torch.set_num_threads(1)  # two on a busy machine wait for each other; tests of threads set them
     yield
     poison(False)
+
+
+def memory_available() -> float:
+    lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
+    return sum(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) / 2**20
+
+
+@pytest.fixture
+def gigabytes():
+    """14 GiB of memory: one test at a time has them, whatever the number of processes."""
+    with open(Path(tempfile.gettempdir()) / "lightkernels-tests-of-gigabytes", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if memory_available() < 14:
+            pytest.skip(f"{memory_available():.1f} GiB of memory are free, 14 are needed")
+        yield

@@ -99,11 +99,6 @@ def assert_names(error: BaseException, words) -> None:
         assert word in str(error), f"{word!r} is not in: {error}"
 
 
-def memory_available() -> float:
-    lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
-    return sum(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) / 2**20
-
-
 # --- every instruction set, and which implementation answers ----------------------------------------------------------
 OWN = torch.backends.cpu.get_cpu_capability().lower()
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bounds import assert_exact, assert_linear, assert_nonlinear
-from convolution import DTYPES, LAYOUTS, assert_names, at_an_end, compiled, lay, memory_available
+from convolution import DTYPES, LAYOUTS, assert_names, at_an_end, compiled, lay
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -549,8 +549,7 @@ def test_bad_input_of_the_raw_ops(name, implementation):
 
 
 @compiled
-@pytest.mark.skipif(memory_available() < 14, reason="needs 14 GiB of memory")
-def test_more_than_2_to_the_31_elements():
+def test_more_than_2_to_the_31_elements(gigabytes):
     x = torch.zeros(2**31 + 77, dtype=torch.bfloat16)
     x[-80:] = torch.linspace(-3, 3, 80)
     y = FORWARD(x, "silu", 0.0, None)

@@ -27,7 +27,6 @@ from convolution import (
     at_an_end,
     compiled,
     lay,
-    memory_available,
     on_capability,
     pad,
 )
@@ -1027,12 +1026,10 @@ def test_fake_refuses_what_the_kernel_refuses():
 
 # --- 2**31 elements ---------------------------------------------------------------------------------------------------
 @pytest.fixture
-def big():
-    """Needs 14 GiB; gives the shape of an image of more than 2**31 elements, 4.3 GB in bfloat16."""
+def big(gigabytes):
+    """The shape of an image of more than 2**31 elements, 4.3 GB in bfloat16."""
     if "cpu" not in _load.libraries:
         pytest.skip(f"the reference would need 30 GB; compiled CPU library {_load.reasons['cpu']}")
-    if memory_available() < 14:
-        pytest.skip(f"{memory_available():.1f} GiB of memory are free, 14 are needed")
     yield 2, 32, 4100, 8192
     gc.collect()
 

@@ -29,7 +29,6 @@ from convolution import (
     at_an_end,
     compiled,
     lay,
-    memory_available,
     on_capability,
 )
 from dense import (
@@ -485,6 +484,26 @@ def test_winograd(algorithm, layout):
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_winograd_of_outputs_alone_in_the_padding(layout):
+    """Sub-grids of one, two, three and more outputs, with and without neighbours in the image, along either axis."""
+    for case, (h, w) in enumerate([(5, 12), (8, 7), (10, 5), (11, 9), (15, 13), (14, 4), (19, 6), (3, 14), (13, 22)]):
+        for padding in ((5, 5, 5, 5), (6, 5, 5, 7), (5, 4, 6, 5), (10, 11, 5, 0)):
+            geometry = Geometry((1, 1), padding, (5, 5))
+            if min(geometry.output(h, w, 3, 3)) < 1:
+                continue
+            fused = EVERYTHING if case % 2 else Fused("relu6")
+            layer = make_layer((1 + case % 2, 18, h, w), 20, (3, 3), geometry, 1 + case % 2, fused,
+                               dtype=DTYPES[case % 4], layout=layout)  # fmt: skip
+            want = expected(layer)
+            y = call(layer, algorithm="winograd3")
+            judge(y, layer, want, WINOGRAD["winograd3"])
+            bias = layer.options.get("bias")
+            packed = PACK(layer.x, layer.w, *geometry, layer.groups, "winograd3")
+            args = layer.x, layer.w, bias, *geometry, layer.groups, *layer.epilogue(), "winograd3", packed
+            assert_exact(FORWARD(*args), y)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_winograd_is_as_exact_as_documented(layout, capsys):
     """512 channels, the deepest 3x3 layers of networks: the error of each algorithm over the largest sum."""
     layer = make_layer((1, 512, 14, 14), 128, (3, 3), same(3), 1, Fused(bias=False), dtype=torch.float32, layout=layout)
@@ -653,6 +672,18 @@ def test_packed_weight_of_another_layer_is_refused():
         with pytest.raises(RuntimeError) as caught:
             FORWARD(x1, w1, None, *same(3), 1, *PLAIN, "direct", wrong)
         assert_names(caught.value, ["packed was made for", "layer"])
+
+
+@compiled
+def test_packed_weight_of_another_image_is_refused():
+    """Which sub-grids there are decides what Winograd's weights are: 14 pixels have some of two, 15 have not."""
+    w = torch.randn(48, 32, 3, 3)
+    wide, high, square = (torch.randn(1, 32, *size) for size in ((15, 14), (14, 15), (15, 15)))
+    packed = PACK(wide, w, *same(3, 5), 1, "winograd3")
+    FORWARD(wide, w, None, *same(3, 5), 1, *PLAIN, "winograd3", packed)
+    for x in (high, square):
+        with pytest.raises(RuntimeError, match="packed was made for"):
+            FORWARD(x, w, None, *same(3, 5), 1, *PLAIN, "winograd3", packed)
 
 
 # --- torch's subsystems -----------------------------------------------------------------------------------------------
@@ -1318,11 +1349,9 @@ def test_nothing_is_written_when_out_is_refused():
 
 # --- 2**31 elements ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_more_than_2_to_the_31_elements(layout):
+def test_more_than_2_to_the_31_elements(gigabytes, layout):
     """Rows a power of two apart, so that the last begins 2**31 elements behind the first; what lies between is
     reserved, never touched."""
-    if memory_available() < 6:
-        pytest.skip(f"{memory_available():.1f} GiB of memory are free, 6 are needed")
     far = 2**29
     memory = torch.frombuffer(mmap.mmap(-1, 2 * (4 * far + 4096)), dtype=torch.bfloat16)
     row = (1, far, 9) if layout == "channels_last" else (20, far, 1)

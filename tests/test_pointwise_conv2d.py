@@ -27,7 +27,6 @@ from convolution import (
     at_an_end,
     compiled,
     lay,
-    memory_available,
     on_capability,
 )
 from dense import (
@@ -924,10 +923,8 @@ def test_fake_refuses_what_the_kernel_refuses():
 
 # --- 2**31 elements ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_more_than_2_to_the_31_elements_in(layout):
+def test_more_than_2_to_the_31_elements_in(gigabytes, layout):
     """Images a power of two apart; what lies between is reserved, never touched."""
-    if memory_available() < 6:
-        pytest.skip(f"{memory_available():.1f} GiB of memory are free, 6 are needed")
     far = 2**29
     memory = torch.frombuffer(mmap.mmap(-1, 2 * (4 * far + 4096)), dtype=torch.bfloat16)
     image = (1, 80, 9) if layout == "channels_last" else (20, 200, 1)
@@ -943,10 +940,8 @@ def test_more_than_2_to_the_31_elements_in(layout):
 
 @compiled
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_more_than_2_to_the_31_elements_out(layout):
+def test_more_than_2_to_the_31_elements_out(gigabytes, layout):
     """A small image, expanded along the batch in NCHW, and many output channels in channels_last: only y is large."""
-    if memory_available() < 9:
-        pytest.skip(f"{memory_available():.1f} GiB of memory are free, 9 are needed")
     if layout == "contiguous":
         x, w = torch.randn(1, 2, 64, 64).bfloat16().expand(16500, -1, -1, -1), torch.randn(32, 2, 1, 1).bfloat16()
     else:

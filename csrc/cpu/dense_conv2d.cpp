@@ -18,7 +18,7 @@ struct Header {
 
   Header(const DenseConv& d, int tile)
       : made_by{'l', 'k', 'd', 'e', 'n', 's', 'e', '1'},
-        layout(tile ? 16 + tile : d.channels_innermost()),
+        layout(tile ? winograd_layout(d, tile) : d.channels_innermost()),
         dtype(static_cast<int64_t>(d.dtype)),
         groups(d.groups),
         ci(d.ci),

@@ -10,17 +10,67 @@
 namespace lightkernels::cpu {
 namespace {
 
-constexpr int64_t kMostTiles = 168;  // of a block: a multiple of a product's tile
+constexpr int64_t kMostTiles = 168;   // of a block: a multiple of a product's tile
+constexpr double kSharingTiles = 16;  // with fewer, a product waits for its weights
 
-// Tiles of m along one axis, over all sub-grids of a dilated convolution.
+template <Scheme kScheme>
+using SchemeConstant = std::integral_constant<Scheme, kScheme>;
+
+// The schemes along an axis of tiles of m: that of all, or those which are met beside F(3).
+constexpr Scheme kMixed[] = {Scheme::kF3, Scheme::kAlone2, Scheme::kAlone1};
+constexpr Scheme kWhole2[] = {Scheme::kF2}, kWhole4[] = {Scheme::kF4}, kWhole6[] = {Scheme::kF6};
+
+struct Schemes {
+  const Scheme* list;
+  int count;
+
+  explicit Schemes(int m)
+      : list(m == 2   ? kWhole2
+             : m == 3 ? kMixed
+             : m == 4 ? kWhole4
+                      : kWhole6),
+        count(m == 3 ? 3 : 1) {}
+};
+
+// f(SchemeConstant of the rows, and of the columns).
+template <class F>
+LIGHTKERNELS_INLINE void with_schemes(Scheme rows, Scheme columns, F&& f) {
+  auto mixed = [&](auto r) {
+    if (columns == Scheme::kAlone1) return f(r, SchemeConstant<Scheme::kAlone1>{});
+    if (columns == Scheme::kAlone2) return f(r, SchemeConstant<Scheme::kAlone2>{});
+    f(r, SchemeConstant<Scheme::kF3>{});
+  };
+  switch (rows) {
+    case Scheme::kF2:
+      return f(SchemeConstant<Scheme::kF2>{}, SchemeConstant<Scheme::kF2>{});
+    case Scheme::kF4:
+      return f(SchemeConstant<Scheme::kF4>{}, SchemeConstant<Scheme::kF4>{});
+    case Scheme::kF6:
+      return f(SchemeConstant<Scheme::kF6>{}, SchemeConstant<Scheme::kF6>{});
+    case Scheme::kF3:
+      return mixed(SchemeConstant<Scheme::kF3>{});
+    case Scheme::kAlone1:
+      return mixed(SchemeConstant<Scheme::kAlone1>{});
+    case Scheme::kAlone2:
+      return mixed(SchemeConstant<Scheme::kAlone2>{});
+  }
+}
+
+int products_of(Scheme scheme) {
+  int count = 0;
+  with_schemes(scheme, scheme, [&](auto constant, auto) { count = Winograd<decltype(constant)::value>::kProducts; });
+  return count;
+}
+
+// The tiles of one scheme along an axis, over all sub-grids of a dilated convolution that take it.
 struct TileAxis {
   int64_t dilation, in, out, padding, m, count;
+  Scheme scheme;
 
-  TileAxis(const Axis& axis, int64_t in_, int64_t out_, int64_t m_)
-      : dilation(axis.dilation), in(in_), out(out_), padding(-axis.first), m(m_), count(0) {
-    for (int64_t phase = 0; phase < std::min(dilation, out); ++phase) {
-      count += ((out - phase + dilation - 1) / dilation + m - 1) / m;
-    }
+  TileAxis() = default;
+  TileAxis(const Axis& axis, int64_t in_, int64_t out_, int64_t m_, Scheme scheme_)
+      : dilation(axis.dilation), in(in_), out(out_), padding(-axis.first), m(m_), count(0), scheme(scheme_) {
+    for (int64_t phase = 0; phase < std::min(dilation, out); ++phase) count += tiles_of(grid_of(phase));
   }
 
   // What tile number `t` reads and writes along the axis, in pixels of the image.
@@ -31,12 +81,8 @@ struct TileAxis {
   };
   Place at(int64_t t) const {
     int64_t phase = 0;
-    for (;; ++phase) {
-      const int64_t tiles = ((out - phase + dilation - 1) / dilation + m - 1) / m;
-      if (t < tiles) break;
-      t -= tiles;
-    }
-    const GridAxis grid(phase, dilation, in, out, padding);
+    GridAxis grid = grid_of(phase);
+    for (int64_t tiles; t >= (tiles = tiles_of(grid)); t -= tiles) grid = grid_of(++phase);
     const int64_t first = t * m - grid.padding;
     Place place{};
     place.in = grid.in_first + first * dilation, place.out = phase + t * m * dilation;
@@ -45,49 +91,92 @@ struct TileAxis {
     place.out_count = std::min(m, grid.out - t * m);
     return place;
   }
+
+ private:
+  GridAxis grid_of(int64_t phase) const { return GridAxis(phase, dilation, in, out, padding); }
+  int64_t tiles_of(const GridAxis& grid) const {
+    Scheme own = scheme;
+    if (m == 3) {
+      const bool alone = grid.out <= 2 && grid.padding >= 1 && grid.in + grid.padding <= grid.out + 1;
+      own = !alone ? Scheme::kF3 : grid.out == 1 ? Scheme::kAlone1 : Scheme::kAlone2;
+    }
+    return own == scheme ? (grid.out + m - 1) / m : 0;
+  }
 };
 
-template <class E, int M>
-class Winograd {
+// The tiles that have one scheme for their rows and one for their columns.
+struct Part {
+  TileAxis h, w;
+  int64_t tiles, block, positions;  // block: tiles that are worked on at a time; positions: products of a tile
+  int64_t weights;                  // where its weights are among all, in elements
+};
+
+template <class E>
+class WinogradConv {
   using S = Acc<E>;
-  static constexpr int L = lanes<S>(), N = M + 2;
+  static constexpr int L = lanes<S>();
   using V = Vec<S, L>;
 
  public:
-  Winograd(const DenseConv& conv, void* memory)
-      : d(conv), limits(d.epilogue.activation), h(d.h, d.ih, d.oh, M), w(d.w, d.iw, d.ow, M) {
+  WinogradConv(const DenseConv& conv, int m, void* memory) : d(conv), limits(d.epilogue.activation) {
     staged_in = !std::is_same_v<E, S> || d.in_strides.c != 1;
-    tiles = d.n * h.count * w.count;
-    const int64_t blocks = std::max<int64_t>(1, (tiles + kMostTiles - 1) / kMostTiles);
-    block = (tiles + blocks - 1) / blocks;
     vectors = (d.co + L - 1) / L;
     in_step = d.ci + (d.ci * int64_t{sizeof(S)} % 4096 == 0 ? 16 : 0);
     out_step = vectors * L;
+    int64_t most = 0;
+    const Schemes schemes(m);
+    for (int r = 0; r < schemes.count; ++r) {
+      for (int c = 0; c < schemes.count; ++c) {
+        Part part{TileAxis(d.h, d.ih, d.oh, m, schemes.list[r]), TileAxis(d.w, d.iw, d.ow, m, schemes.list[c])};
+        part.tiles = d.n * part.h.count * part.w.count;
+        if (part.tiles == 0) continue;
+        const int64_t blocks = (part.tiles + kMostTiles - 1) / kMostTiles;
+        part.block = (part.tiles + blocks - 1) / blocks;
+        part.positions = products_of(part.h.scheme) * products_of(part.w.scheme);
+        part.weights = weights;
+        weights += d.groups * part.positions * vectors * L * d.ci;
+        most = std::max(most, part.positions * part.block);
+        parts[count++] = part;
+      }
+    }
     char* at = static_cast<char*>(memory);
-    auto take = [&](int64_t count) {
+    auto take = [&](int64_t elements) {
       char* taken = at;
-      at += aligned(count * int64_t{sizeof(S)});
+      at += aligned(elements * int64_t{sizeof(S)});
       return reinterpret_cast<S*>(taken);
     };
-    packed = d.packed ? static_cast<const S*>(d.packed) : take(packed_bytes() / int64_t{sizeof(S)});
+    packed = d.packed ? static_cast<const S*>(d.packed) : take(weights);
     stage = staged_in ? take(d.n * d.ih * d.iw * d.ci) : nullptr;
     // Planes of pixels come of vectors of channels at the end, where a plane is dense and nothing else is to be done.
     const Strides4& y = d.out_strides;
     const bool planes = y.c != 1 && y.w == 1 && y.h == d.ow && y.c == d.oh * d.ow;
     staged_out = std::is_same_v<E, S> && planes && d.epilogue.is_clamp() ? take(d.n * d.oh * d.ow * d.co) : nullptr;
-    inputs = take(N * N * block * in_step);
-    products = take(N * N * block * out_step);
+    inputs = take(most * in_step);
+    products = take(most * out_step);
     bytes = at - static_cast<char*>(memory);
   }
 
-  int64_t packed_bytes() const { return aligned(d.groups * N * N * vectors * L * d.ci * int64_t{sizeof(S)}); }
+  int64_t packed_bytes() const { return aligned(weights * int64_t{sizeof(S)}); }
   int64_t workspace() const { return bytes; }
+  // The parts there are, as bits from the second on.
+  int64_t layout() const {
+    int64_t bits = 0;
+    for (int i = 0; i < count; ++i) {
+      bits |= int64_t{2} << (6 * static_cast<int>(parts[i].h.scheme) + static_cast<int>(parts[i].w.scheme));
+    }
+    return bits;
+  }
 
-  // [groups, positions, panels, ci, width * L]
+  // Of each part [groups, positions, panels, ci, width * L].
   void pack(void* to, const Launch& launch) const {
     launch.parallel(d.groups * vectors, 1, [&](int64_t begin, int64_t end) {
       for (int64_t unit = begin; unit < end; ++unit) {
-        pack_vector(unit / vectors, unit % vectors, static_cast<S*>(to));
+        for (int i = 0; i < count; ++i) {
+          with_schemes(parts[i].h.scheme, parts[i].w.scheme, [&](auto r, auto c) {
+            pack_vector<decltype(r)::value, decltype(c)::value>(unit / vectors, unit % vectors,
+                                                                static_cast<S*>(to) + parts[i].weights);
+          });
+        }
       }
     });
   }
@@ -101,15 +190,9 @@ class Winograd {
         bring_in(group, launch);
         in = stage, strides = {d.ih * d.iw * d.ci, 1, d.iw * d.ci, d.ci};
       }
-      for (int64_t first = 0; first < tiles; first += block) {
-        const int64_t count = std::min(block, tiles - first);
-        const int64_t in_work = count * d.ci * N * N * 4, out_work = count * d.co * N * N * 4;
-        launch.parallel(count, grain_of(count, in_work), [&](int64_t begin, int64_t end) {
-          for (int64_t t = begin; t < end; ++t) transform_input(in, strides, first + t, t);
-        });
-        multiply(group, count, launch);
-        launch.parallel(count, grain_of(count, out_work), [&](int64_t begin, int64_t end) {
-          for (int64_t t = begin; t < end; ++t) transform_output(group, first + t, t);
+      for (int i = 0; i < count; ++i) {
+        with_schemes(parts[i].h.scheme, parts[i].w.scheme, [&](auto r, auto c) {
+          run_part<decltype(r)::value, decltype(c)::value>(parts[i], in, strides, group, launch);
         });
       }
       if (staged_out) bring_out(group, launch);
@@ -117,6 +200,21 @@ class Winograd {
   }
 
  private:
+  template <Scheme kRows, Scheme kColumns>
+  void run_part(const Part& part, const S* in, const Strides4& strides, int64_t group, const Launch& launch) const {
+    for (int64_t first = 0; first < part.tiles; first += part.block) {
+      const int64_t tiles = std::min(part.block, part.tiles - first);
+      const int64_t in_work = tiles * d.ci * part.positions * 4, out_work = tiles * d.co * part.positions * 4;
+      launch.parallel(tiles, grain_of(tiles, in_work), [&](int64_t begin, int64_t end) {
+        for (int64_t t = begin; t < end; ++t) transform_input<kRows, kColumns>(part, in, strides, first + t, t);
+      });
+      multiply(part, group, tiles, launch);
+      launch.parallel(tiles, grain_of(tiles, out_work), [&](int64_t begin, int64_t end) {
+        for (int64_t t = begin; t < end; ++t) transform_output<kRows, kColumns>(part, group, first + t, t);
+      });
+    }
+  }
+
   void bring_in(int64_t group, const Launch& launch) const {
     const int64_t rows = d.n * d.ih;
     launch.parallel(rows, grain_of(rows, rows * d.iw * d.ci), [&](int64_t begin, int64_t end) {
@@ -139,7 +237,9 @@ class Winograd {
     });
   }
 
+  template <Scheme kRows, Scheme kColumns>
   void pack_vector(int64_t group, int64_t vector, S* to) const {
+    constexpr int R = Winograd<kRows>::kProducts, C = Winograd<kColumns>::kProducts;
     constexpr int64_t kChunk = 8;
     S weights[kChunk * 9 * L];
     const int64_t present = std::min<int64_t>(L, d.co - vector * L);
@@ -158,56 +258,66 @@ class Winograd {
         }
       }
       for (int64_t k = 0; k < chunk; ++k) {
-        V g[3][3], u[N][N];
+        V g[3][3], u[R][C];
         unroll<9>(LIGHTKERNELS_LAMBDA(auto t) { g[t / 3][t % 3] = load<L, S>(weights + (k * 9 + t) * L); });
-        transform_both<N, 3, S, V>(g, u, WinogradWeight<M>{});
+        transform_both<S>(g, u, OfWeight<kRows>{}, OfWeight<kColumns>{});
         S* out =
-            to + group * N * N * vectors * L * d.ci + first * L * d.ci + (k0 + k) * width * L + (vector - first) * L;
-        unroll<N * N>(LIGHTKERNELS_LAMBDA(auto p) { store<L, S>(out + p * vectors * L * d.ci, u[p / N][p % N]); });
+            to + group * R * C * vectors * L * d.ci + first * L * d.ci + (k0 + k) * width * L + (vector - first) * L;
+        unroll<R * C>(LIGHTKERNELS_LAMBDA(auto p) { store<L, S>(out + p * vectors * L * d.ci, u[p / C][p % C]); });
       }
     }
   }
 
-  // Tile number `tile` of all, number t of the block.
-  void transform_input(const S* in, const Strides4& s, int64_t tile, int64_t t) const {
+  // Tile number `tile` of the part, number t of the block.
+  template <Scheme kRows, Scheme kColumns>
+  void transform_input(const Part& part, const S* in, const Strides4& s, int64_t tile, int64_t t) const {
+    using R = Winograd<kRows>;
+    using C = Winograd<kColumns>;
+    const TileAxis &h = part.h, &w = part.w;
     const auto row = h.at(tile / w.count % h.count), column = w.at(tile % w.count);
     const S* from = in + tile / w.count / h.count * s.n + row.in * s.h + column.in * s.w;
     const int64_t row_step = h.dilation * s.h, column_step = w.dilation * s.w;
     for (int64_t c = 0; c < d.ci; c += L) {
-      const int64_t count = d.ci - c;
-      V x[N][N], v[N][N];
-      unroll<N>(LIGHTKERNELS_LAMBDA(auto i) {
+      const int64_t present = d.ci - c;
+      V x[R::kInputs][C::kInputs], v[R::kProducts][C::kProducts];
+      unroll<R::kInputs>(LIGHTKERNELS_LAMBDA(auto i_) {
+        constexpr int i = i_ + R::kSkipped;
         const bool inside = i >= row.in_begin && i < row.in_end;
-        unroll<N>(LIGHTKERNELS_LAMBDA(auto j) {
-          x[i][j] = inside && j >= column.in_begin && j < column.in_end
-                        ? load_up_to<L, S>(from + i * row_step + j * column_step + c, count)
-                        : V{};
+        unroll<C::kInputs>(LIGHTKERNELS_LAMBDA(auto j_) {
+          constexpr int j = j_ + C::kSkipped;
+          x[i_][j_] = inside && j >= column.in_begin && j < column.in_end
+                          ? load_up_to<L, S>(from + i * row_step + j * column_step + c, present)
+                          : V{};
         });
       });
-      transform_both<N, N, S, V>(x, v, WinogradInput<M>{});
-      unroll<N * N>(LIGHTKERNELS_LAMBDA(auto p) {
-        store_up_to<L, S>(inputs + (p * block + t) * in_step + c, v[p / N][p % N], count);
+      transform_both<S>(x, v, OfInput<kRows>{}, OfInput<kColumns>{});
+      unroll<R::kProducts * C::kProducts>(LIGHTKERNELS_LAMBDA(auto p) {
+        store_up_to<L, S>(inputs + (p * part.block + t) * in_step + c, v[p / C::kProducts][p % C::kProducts], present);
       });
     }
   }
 
-  void multiply(int64_t group, int64_t count, const Launch& launch) const {
-    const int64_t panels = panel_count(vectors), units = N * N * panels;
-    launch.parallel(units, grain_of(units, N * N * count * d.ci * d.co), [&](int64_t begin, int64_t end) {
+  void multiply(const Part& part, int64_t group, int64_t tiles, const Launch& launch) const {
+    const int64_t panels = panel_count(vectors), units = part.positions * panels, block = part.block;
+    const S* weight = packed + part.weights + group * part.positions * vectors * L * d.ci;
+    launch.parallel(units, grain_of(units, part.positions * tiles * d.ci * d.co), [&](int64_t begin, int64_t end) {
       for (int64_t unit = begin; unit < end; ++unit) {
         const int64_t position = unit / panels;
         const auto [first, width] = panel_at(vectors, unit % panels);
         Segment<S> segment{};
         Tile<S> tile{};
-        segment.b = packed + ((group * N * N + position) * vectors + first) * L * d.ci, segment.k = d.ci;
+        segment.b = weight + (position * vectors + first) * L * d.ci, segment.k = d.ci;
         tile.segments = &segment, tile.count = 1;
         tile.a_step = in_step, tile.b_step = width * L;
         tile.vectors = width, tile.columns = width * L;
         tile.c_step = out_step;
         tile.low = -limits.infinity(), tile.high = limits.infinity();
-        for_tiles(count, tile_rows<S>(width), [&](int64_t at, int rows) {
+        // The next panel comes from L3 or beyond while this one is multiplied: 1.4 times as fast with few tiles.
+        const S* next = segment.b + width * L * d.ci;
+        for_tiles(tiles, tile_rows<S>(width), [&](int64_t at, int rows) {
           tile.rows = rows;
           segment.a = inputs + (position * block + at) * in_step;
+          tile.ahead = at == 0 ? next : at <= kTileRows<S, 2> ? next + L * d.ci : nullptr;
           tile.c = products + (position * block + at) * out_step + first * L;
           multiply_tile(Form::kRows, tile);
         });
@@ -215,7 +325,11 @@ class Winograd {
     });
   }
 
-  void transform_output(int64_t group, int64_t tile, int64_t t) const {
+  template <Scheme kRows, Scheme kColumns>
+  void transform_output(const Part& part, int64_t group, int64_t tile, int64_t t) const {
+    using R = Winograd<kRows>;
+    using C = Winograd<kColumns>;
+    const TileAxis &h = part.h, &w = part.w;
     const auto row = h.at(tile / w.count % h.count), column = w.at(tile % w.count);
     const int64_t n = tile / w.count / h.count;
     const bool direct = staged_out || (std::is_same_v<E, S> && d.out_strides.c == 1 && d.epilogue.is_clamp());
@@ -224,61 +338,50 @@ class Winograd {
     if (staged_out) y = reinterpret_cast<E*>(staged_out) - group * d.co;
     y += n * s.n + row.out * s.h + column.out * s.w;
     for (int64_t o = 0; o < d.co; o += L) {
-      const int64_t count = std::min<int64_t>(L, d.co - o), channel = group * d.co + o;
-      V m[N][N], z[M][M];
-      unroll<N * N>(
-          LIGHTKERNELS_LAMBDA(auto p) { m[p / N][p % N] = load<L, S>(products + (p * block + t) * out_step + o); });
-      transform_both<M, N, S, V>(m, z, WinogradOutput<M>{});
+      const int64_t present = std::min<int64_t>(L, d.co - o), channel = group * d.co + o;
+      V m[R::kProducts][C::kProducts], z[R::kOutputs][C::kOutputs];
+      unroll<R::kProducts * C::kProducts>(LIGHTKERNELS_LAMBDA(auto p) {
+        m[p / C::kProducts][p % C::kProducts] = load<L, S>(products + (p * part.block + t) * out_step + o);
+      });
+      transform_both<S>(m, z, OfOutput<kRows>{}, OfOutput<kColumns>{});
       if (!direct) {
-        finish(z, n, channel, count, row, column);
+        for (int64_t i = 0; i < row.out_count; ++i)
+          finish(part, z[i], n, channel, present, row.out + i * h.dilation, column);
         continue;
       }
       V bias{};
-      if (d.epilogue.bias) bias = load_up_to<L>(static_cast<const S*>(d.epilogue.bias) + channel, count);
-      unroll<M>(LIGHTKERNELS_LAMBDA(auto i) {
+      if (d.epilogue.bias) bias = load_up_to<L>(static_cast<const S*>(d.epilogue.bias) + channel, present);
+      unroll<R::kOutputs>(LIGHTKERNELS_LAMBDA(auto i) {
         if (i >= row.out_count) return;
-        unroll<M>(LIGHTKERNELS_LAMBDA(auto j) {
+        unroll<C::kOutputs>(LIGHTKERNELS_LAMBDA(auto j) {
           if (j >= column.out_count) return;
           S* to = reinterpret_cast<S*>(y) + i * h.dilation * s.h + j * w.dilation * s.w + channel;
-          store_up_to<L, S>(to, clamp(z[i][j] + bias, splat<L>(limits.low), splat<L>(limits.high)), count);
+          store_up_to<L, S>(to, clamp(z[i][j] + bias, splat<L>(limits.low), splat<L>(limits.high)), present);
         });
       });
     }
   }
 
-  void finish(const V (&z)[M][M], int64_t n, int64_t channel, int64_t count, const TileAxis::Place& row,
+  // One row of a tile's outputs, z.
+  void finish(const Part& part, const V* z, int64_t n, int64_t channel, int64_t present, int64_t row,
               const TileAxis::Place& column) const {
-    for (int64_t i = 0; i < row.out_count; ++i) {
-      Finish<S> f = finish_from<E>(d, n, row.out + i * h.dilation, column.out);
-      f.y_pixel *= w.dilation, f.residual_pixel *= w.dilation;
-      f.lanes_are_channels = true, f.channel = channel, f.columns = count;
-      f.rows = column.out_count, f.sums = reinterpret_cast<const S*>(z[i]), f.sums_step = L;
-      finish_tile(d.dtype, f);
-    }
+    Finish<S> f = finish_from<E>(d, n, row, column.out);
+    f.y_pixel *= part.w.dilation, f.residual_pixel *= part.w.dilation;
+    f.lanes_are_channels = true, f.channel = channel, f.columns = present;
+    f.rows = column.out_count, f.sums = reinterpret_cast<const S*>(z), f.sums_step = L;
+    finish_tile(d.dtype, f);
   }
 
   DenseConv d;
   Limits<S> limits;
-  TileAxis h, w;
   bool staged_in;
-  int64_t tiles, block, vectors, in_step, out_step, bytes;
+  Part parts[9];
+  int count = 0;
+  int64_t vectors, in_step, out_step, bytes, weights = 0;
   const S* packed;
   S *stage, *staged_out;  // [n, ih, iw, ci], [n, oh, ow, co], or null
   S *inputs, *products;   // [positions, tiles, in_step]; [positions, tiles, out_step]
 };
-
-// f(a Winograd of d).
-template <class F>
-auto with_winograd(const DenseConv& d, int tile, void* memory, F&& f) {
-  auto with_tile = [&](auto type) {
-    using E = decltype(type);
-    if (tile == 2) return f(Winograd<E, 2>(d, memory));
-    if (tile == 3) return f(Winograd<E, 3>(d, memory));
-    if (tile == 4) return f(Winograd<E, 4>(d, memory));
-    return f(Winograd<E, 6>(d, memory));
-  };
-  return with_type(d.dtype, with_tile);
-}
 
 }  // namespace
 
@@ -309,26 +412,37 @@ int winograd_tile(const DenseConv& d) {
   double least = inside(d.h, d.ih, d.oh) * inside(d.w, d.iw, d.ow);
   int best = 0;
   for (int m : {2, 3, 4, 6}) {
-    const TileAxis h(d.h, d.ih, d.oh, m), w(d.w, d.iw, d.ow, m);
-    const double n = m + 2, tiles = double(h.count) * double(w.count), transforms = n * n * n * (1. / d.co + 1. / d.ci);
-    const double streamed = tiles < 24 ? 24 / tiles : 1;  // weights that few tiles share come from memory
-    const double cost = 1.15 * tiles * (n * n * streamed + 4 * transforms);
+    double cost = 0;
+    const Schemes schemes(m);
+    for (int r = 0; r < schemes.count; ++r) {
+      for (int c = 0; c < schemes.count; ++c) {
+        const TileAxis h(d.h, d.ih, d.oh, m, schemes.list[r]), w(d.w, d.iw, d.ow, m, schemes.list[c]);
+        const double rows = products_of(h.scheme), columns = products_of(w.scheme);
+        const double tiles = double(h.count) * double(w.count);
+        const double transforms = rows * columns * std::max(rows, columns) * (1. / d.co + 1. / d.ci);
+        const double shared = std::max(tiles, kSharingTiles);  // weights that few share come from memory
+        cost += 1.15 * (tiles ? shared * rows * columns + tiles * 4 * transforms : 0);
+      }
+    }
     if (cost < least) least = cost, best = m;
   }
   return best;
 }
 
+int64_t winograd_layout(const DenseConv& d, int tile) {
+  return with_type(d.dtype, [&](auto type) { return WinogradConv<decltype(type)>(d, tile, nullptr).layout(); });
+}
 int64_t winograd_workspace(const DenseConv& d, int tile) {
-  return with_winograd(d, tile, nullptr, [](auto&& winograd) { return winograd.workspace(); });
+  return with_type(d.dtype, [&](auto type) { return WinogradConv<decltype(type)>(d, tile, nullptr).workspace(); });
 }
 int64_t winograd_packed_bytes(const DenseConv& d, int tile) {
-  return with_winograd(d, tile, nullptr, [](auto&& winograd) { return winograd.packed_bytes(); });
+  return with_type(d.dtype, [&](auto type) { return WinogradConv<decltype(type)>(d, tile, nullptr).packed_bytes(); });
 }
 void winograd_pack(const DenseConv& d, int tile, void* packed, const Launch& launch) {
-  with_winograd(d, tile, nullptr, [&](auto&& winograd) { winograd.pack(packed, launch); });
+  with_type(d.dtype, [&](auto type) { WinogradConv<decltype(type)>(d, tile, nullptr).pack(packed, launch); });
 }
 void winograd_convolve(const DenseConv& d, int tile, const Launch& launch) {
-  with_winograd(d, tile, launch.workspace, [&](auto&& winograd) { winograd.run(launch); });
+  with_type(d.dtype, [&](auto type) { WinogradConv<decltype(type)>(d, tile, launch.workspace).run(launch); });
 }
 
 }  // namespace lightkernels::cpu

@@ -8,6 +8,8 @@ namespace lightkernels::cpu {
 // Outputs along a tile's side: 2, 3, 4 or 6, or 0 where the direct sum is to be taken.
 int winograd_tile(const DenseConv& d);
 
+// Tells apart in which order weights are packed.
+int64_t winograd_layout(const DenseConv& d, int tile);
 int64_t winograd_workspace(const DenseConv& d, int tile);
 int64_t winograd_packed_bytes(const DenseConv& d, int tile);
 void winograd_pack(const DenseConv& d, int tile, void* packed, const Launch& launch);

@@ -18,7 +18,7 @@ LIGHTKERNELS_INLINE void hide(P& p) {
 
 template <int M, int V, Form kForm, class S, int L>
 LIGHTKERNELS_INLINE void add_products(const Segment<S>& segment, int64_t a_step, int64_t b_step, int64_t last,
-                                      Vec<S, L> (&sums)[M][V]) {
+                                      const S* ahead, Vec<S, L> (&sums)[M][V]) {
   constexpr int kBases = (M + 3) / 4, kUnroll = 4;
   const S *a = segment.a, *b = segment.b, *base[kBases];
   int64_t step3 = 3 * a_step;
@@ -62,8 +62,12 @@ LIGHTKERNELS_INLINE void add_products(const Segment<S>& segment, int64_t a_step,
   int64_t k = segment.k;
   for (; k >= kUnroll; k -= kUnroll) {
     hide_bases();
-    unroll<kUnroll>(LIGHTKERNELS_LAMBDA(auto u) { rank_one(u, b + u * b_step, a + u * a_step); });
+    unroll<kUnroll>(LIGHTKERNELS_LAMBDA(auto u) {
+      if constexpr (kForm == Form::kRows) __builtin_prefetch(ahead + u * L);
+      rank_one(u, b + u * b_step, a + u * a_step);
+    });
     advance(kUnroll);
+    ahead += kUnroll * L;
   }
   for (; k > 0; --k) {
     hide_bases();
@@ -94,7 +98,8 @@ template <int M, int V, Form kForm, class S>
     });
   }
   for (int64_t s = 0; s < tile.count; ++s) {
-    add_products<M, V, kForm, S, L>(tile.segments[s], tile.a_step, tile.b_step, last, sums);
+    add_products<M, V, kForm, S, L>(tile.segments[s], tile.a_step, tile.b_step, last,
+                                    tile.ahead ? tile.ahead : tile.segments[s].b, sums);
   }
   if (tile.accumulate) {  // at last, so that a long sum is one of shorter ones
     unroll<M>(LIGHTKERNELS_LAMBDA(auto i) {

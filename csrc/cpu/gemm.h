@@ -64,7 +64,8 @@ struct Tile {
   bool accumulate;  // to what is in c
   const S* bias;    // added unless null: one for each column, or for each row
   bool bias_of_rows;
-  S low, high;  // C is clamped to
+  S low, high;     // C is clamped to
+  const S* ahead;  // Form::kRows: unless null, k vectors that soon will be needed are brought into the cache
 };
 
 // Computes one tile.

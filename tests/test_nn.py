@@ -1,6 +1,7 @@
 """The modules are nn.Conv2d and nn.Conv1d in all but speed; their packed weight is never stale; swap and restore."""
 
 import copy
+import functools
 import io
 import pickle
 import warnings
@@ -10,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bounds import assert_exact
+from convolution import compiled
 from torch import nn
 
 import pytorch_ext
@@ -368,6 +370,36 @@ def test_packed_weight_is_never_stale(module, change):
     assert_fresh(module, module.x())
     change(module)  # and without a change of mode between
     assert_fresh(module, module.x())
+
+
+@compiled
+@pytest.mark.parametrize("channels", [1, 3, 14, 15, 31, 64, 228])
+def test_every_write_to_the_weight_is_seen(channels):
+    """One bit anywhere, all signs, two values that change places: a write that is missed is a wrong answer."""
+    module = DepthwiseConv2d(channels, channels, 3, groups=channels).eval()
+    x = torch.randn(1, channels, 5, 5)
+    values = module.weight.detach().flatten()
+    bits, count = values.view(torch.int32), values.numel()
+
+    def flip(i, bit):
+        bits[i] ^= torch.tensor(1 << bit, dtype=torch.int64).to(torch.int32)
+
+    def swap(i, j):
+        values[[i, j]] = values[[j, i]]
+
+    some = torch.randint(count, (60, 2)).tolist()
+    writes = [functools.partial(flip, i, bit) for bit in range(32) for i in {0, count - 1, some[bit][0]}]
+    writes += [functools.partial(swap, i, j) for i, j in some if values[i] != values[j]]
+    writes += [lambda: values.neg_(), lambda: values.copy_(values.roll(1)), lambda: values.copy_(values.flip(0))]
+    writes += [lambda: values[:2].neg_(), lambda: values.zero_(), lambda: values[-1:].neg_()]
+    with torch.inference_mode():
+        seen = module._inference(x)
+        for write in writes:
+            assert module._inference(x) is seen
+            write()
+            found = module._inference(x)
+            assert found is not seen
+            seen = found
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)

@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from .. import _op
 from .._geometry import padding4, same_padding
+from .._load import libraries
 
 # To set one is to pack anew.
 _ARGUMENTS = {
@@ -30,21 +31,22 @@ _ARGUMENTS = {
 _is_compiling, _is_grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
 _functorch_active, _dispatch_modes = torch._C._are_functorch_transforms_active, torch._C._len_torch_dispatch_stack
 _tracing_state = torch._C._get_tracing_state
-_memcmp = ctypes.PyDLL(None)["memcmp"]  # PyDLL: to give the GIL away costs more than the comparison
-_memcmp.argtypes, _memcmp.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t), ctypes.c_int
+_fingerprint: Any = None  # (pointer, bytes) -> 64 bits that tell contents apart; None where nothing is compiled
+if "cpu" in libraries:
+    _fingerprint = ctypes.PyDLL(str(libraries["cpu"]))["lightkernels_fingerprint"]  # PyDLL: the GIL is not given away
+    _fingerprint.argtypes, _fingerprint.restype = (ctypes.c_void_p, ctypes.c_int64), ctypes.c_uint64
 
 
 class Packed(NamedTuple):
     """An inference call's arguments, worked out once, and the weight that they were worked out from.
 
-    The weight is compared by its contents, not by `_version`: that misses writes through `.data`, numpy or shared
-    memory, and inference tensors have none.
+    The weight is known by its contents' fingerprint, not by `_version`: that misses writes through `.data`, numpy or
+    shared memory, and inference tensors have none.
     """
 
     arguments: tuple[Any, ...]  # as the module's class has them
-    # the parameter, its dtype, numel and strides, a pointer to a copy of its contents, their bytes
+    # the parameter, its dtype, numel and strides, its contents' fingerprint, their bytes
     source: tuple[nn.Parameter, torch.dtype, int, tuple[int, ...], int, int]
-    contents: Tensor  # that copy
     kept: dict[Any, Tensor]  # what an op's `pack` made of the weight, by the input's shape and strides
 
 
@@ -140,21 +142,22 @@ class Convolution(_ConvNd):
             return None
         packed = self._packed
         if packed is not None:
-            source, dtype, numel, strides, contents, nbytes = packed.source
+            source, dtype, numel, strides, fingerprint, nbytes = packed.source
             if (
                 weight is source
                 and weight.dtype is dtype
                 and weight.numel() == numel
                 and weight.stride() == strides
                 and (pointer := weight.data_ptr())
-                and (self.frozen or not _memcmp(pointer, contents, nbytes))
+                and (self.frozen or _fingerprint(pointer, nbytes) == fingerprint)
             ):
                 return packed
         return self._pack(weight)
 
     def _pack(self, weight: Tensor) -> Packed | None:
         if (
-            type(weight) is not nn.Parameter
+            _fingerprint is None
+            or type(weight) is not nn.Parameter
             or not (weight.is_cpu and weight.numel())
             or self.padding_mode != "zeros"
             or not all(isinstance(a, (int, str, tuple)) for a in (self.stride, self.padding, self.dilation))
@@ -165,8 +168,9 @@ class Convolution(_ConvNd):
             if copy.stride() != weight.stride():  # it has gaps, or overlaps
                 return None
             arguments = self._arguments(copy if copy.dim() == 4 else copy.unsqueeze(2))
-        source = weight, weight.dtype, weight.numel(), weight.stride(), copy.data_ptr(), copy.nbytes
-        made = self.__dict__["_packed"] = Packed(arguments, source, copy, {})
+        fingerprint = _fingerprint(copy.data_ptr(), copy.nbytes)
+        source = weight, weight.dtype, weight.numel(), weight.stride(), fingerprint, copy.nbytes
+        made = self.__dict__["_packed"] = Packed(arguments, source, {})
         return made
 
     def __getstate__(self):

@@ -46,6 +46,7 @@ NAMES = {
     "ort_kernel": "ORT kernel",
     "ours": "ours",
     "ours_cl": "ours cl",
+    "ours_frozen": "cl frozen",
 }
 DIRECTIONS = {
     "forward": "forward",

@@ -109,6 +109,9 @@ class Layer:
             "ours_cl": self.run(self.ours(), True),
         }
         if self.direction == "forward":
+            frozen = self.ours()
+            frozen[0].frozen = True  # as engines hold theirs: nobody looks whether somebody has written to it
+            providers["ours_frozen"] = self.run(frozen, True)
             providers |= self._engines(options)
         return providers
 

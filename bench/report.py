@@ -21,6 +21,7 @@ PROVIDERS = (
     ("ort_kernel", "onnxruntime, kernel only", "--amber-light"),
     ("ours", "ours NCHW", "--blue"),
     ("ours_cl", "ours channels_last", "--teal"),
+    ("ours_frozen", "ours channels_last, frozen weight", "--teal"),
 )
 LABEL = {name: label for name, label, _ in PROVIDERS}
 COLOUR = {name: colour for name, _, colour in PROVIDERS}

@@ -402,6 +402,27 @@ def test_every_write_to_the_weight_is_seen(channels):
             seen = found
 
 
+@compiled
+def test_a_frozen_weight_is_not_looked_at():
+    """Neither a write nor its cost is seen, until the promise is taken back; restore() forgets it."""
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 6, 3)).eval()
+    x = torch.randn(2, 8, 9, 9).to(memory_format=torch.channels_last)  # where each weight is packed
+    swap(model, frozen=True)
+    with torch.inference_mode():
+        before = model(x)
+        for module in model:
+            assert module.frozen
+            module.weight.data.mul_(2)
+        assert_exact(model(x), before)
+        for module in model:
+            module.frozen = False
+        assert not torch.equal(model(x), before)
+    restore(model)
+    assert all("frozen" not in module.__dict__ for module in model)
+    swap(model)
+    assert not any(module.frozen for module in model)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
 def test_packed_weight_follows_dtype(module, dtype):
     module.to(dtype)

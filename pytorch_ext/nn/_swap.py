@@ -86,7 +86,9 @@ def _kind(module) -> str:
     return "dense"
 
 
-def swap(model: nn.Module, *, depthwise: bool = True, pointwise: bool = True, dense: bool = True) -> SwapReport:
+def swap(
+    model: nn.Module, *, depthwise: bool = True, pointwise: bool = True, dense: bool = True, frozen: bool = False
+) -> SwapReport:
     """Makes every ``nn.Conv2d`` and ``nn.Conv1d`` of a model run on this library's kernels, in place.
 
     Only the modules' class changes: parameters stay the same objects (optimizers go on), hooks, buffers, training flag,
@@ -99,6 +101,8 @@ def swap(model: nn.Module, *, depthwise: bool = True, pointwise: bool = True, de
             :class:`DepthwiseConv1d`.
         pointwise: whether the other 2-D ones with 1x1 kernels, grouped or not, become :class:`PointwiseConv2d`.
         dense: whether all that remain, grouped or not, become :class:`DilatedConv2d` or :class:`DilatedConv1d`.
+        frozen: a promise that nobody will write to a swapped weight: calls in eval mode then do not look, which saves
+            the reading of it. A write that comes all the same may go unseen.
 
     Returns:
         A report of what was replaced by what, and which convolutions were left, and why. Modules that are used in
@@ -122,6 +126,8 @@ def swap(model: nn.Module, *, depthwise: bool = True, pointwise: bool = True, de
         }[kind]
         module.__class__ = ours
         module.__dict__[_MARK] = True
+        if frozen:
+            module.__dict__["frozen"] = True
         report.replaced.append(name)
         report.kinds[name] = ours.__name__
     return report

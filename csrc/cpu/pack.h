@@ -87,6 +87,7 @@ void innermost(const E* from, int64_t j_step, int64_t k_step, int64_t columns, i
   using S = Acc<E>;
   constexpr int L = lanes<S>();
   if (k_step == 1) {
+    if (j_step == c) c *= columns, columns = 1;
     for (int64_t j = 0; j < columns; ++j) {
       for (int64_t k = 0; k < c; k += L)
         store_up_to<L, S>(to + j * c + k, load_up_to<L>(from + j * j_step + k, c - k), c - k);
@@ -94,7 +95,15 @@ void innermost(const E* from, int64_t j_step, int64_t k_step, int64_t columns, i
     return;
   }
   int64_t j = 0;
-  if (j_step == 1) {
+  if (j_step == 1 && c == 3) {  // an image's colours
+    for (; j + L <= columns; j += L) {
+      Vec<S, L> in[3];
+      unroll<3>(LIGHTKERNELS_LAMBDA(auto k) { in[k] = load<L>(from + j + k * k_step); });
+      unroll<3>(LIGHTKERNELS_LAMBDA(auto v) {
+        store<L, S>(to + j * 3 + v * L, interleaved<3, decltype(v)::value, L, S>(in));
+      });
+    }
+  } else if (j_step == 1) {
     for (; j + L <= columns; j += L) {
       int64_t k = 0;
       for (; k + L <= c; k += L) {

@@ -12,12 +12,20 @@ namespace {
 constexpr int64_t kGrain = 16384;   // elements that are worth a thread
 constexpr int64_t kSegment = 4096;  // elements of a part of dslope, where there are no channels
 
-// Calls f(i) for i = 0, L, 2L, ... so that [i, i + L) covers `count` >= L: the last vector slides back to end there.
-template <int L, class F>
-LIGHTKERNELS_INLINE void for_vectors(int64_t count, F&& f) {
+// to[i .. i + L) = f(i) for i = 0, L, 2L, ... so that [i, i + L) covers `count` >= L: the last vector slides back to
+// end there. Four are computed before the first is stored: from memory, hardswish's derivative then takes two thirds of
+// the time.
+template <int L, class T, class F>
+LIGHTKERNELS_INLINE void for_vectors(T* to, int64_t count, F&& f) {
+  constexpr int kTogether = 4;
   int64_t i = 0;
-  for (; i + L < count; i += L) f(i);
-  f(count - L);
+  for (; i + kTogether * L <= count; i += kTogether * L) {
+    Vec<Acc<T>, L> v[kTogether];
+    unroll<kTogether>(LIGHTKERNELS_LAMBDA(auto k) { v[k] = f(i + k * L); });
+    unroll<kTogether>(LIGHTKERNELS_LAMBDA(auto k) { store<L>(to + i + k * L, v[k]); });
+  }
+  for (; i + L < count; i += L) store<L>(to + i, f(i));
+  if (i < count) store<L>(to + count - L, f(count - L));
 }
 
 // y of `count` elements. alpha(i) is the parameter of the elements from i on.
@@ -29,8 +37,7 @@ LIGHTKERNELS_INLINE void forward_run(const T* x, T* y, int64_t count, Alpha&& al
     return store_first<L>(y, activate<kActivation, L, A>(load_first<L>(x, count), alpha(0)), count);
   }
   for_vectors<L>(
-      count,
-      LIGHTKERNELS_LAMBDA(int64_t i) { store<L>(y + i, activate<kActivation, L, A>(load<L>(x + i), alpha(i))); });
+      y, count, LIGHTKERNELS_LAMBDA(int64_t i) { return activate<kActivation, L, A>(load<L>(x + i), alpha(i)); });
 }
 
 template <Activation kActivation, class T, class Alpha>
@@ -42,8 +49,11 @@ LIGHTKERNELS_INLINE void backward_run(const T* dy, const T* x, T* dx, int64_t co
     return store_first<L>(dx, g, count);
   }
   for_vectors<L>(
-      count, LIGHTKERNELS_LAMBDA(int64_t i) {
-        store<L>(dx + i, derivative<kActivation, L, A>(load<L>(dy + i), load<L>(x + i), alpha(i)));
+      dx, count, LIGHTKERNELS_LAMBDA(int64_t i) {
+        auto g = load<L>(dy + i), z = load<L>(x + i);
+        keep_in_register(g);  // else GCC loads by the mask of a comparison with z: only when z is there
+        keep_in_register(z);
+        return derivative<kActivation, L, A>(g, z, alpha(i));
       });
 }
 

@@ -76,7 +76,8 @@ class Nhwc {
       columns = d.oh == 1 && d.taps() == 1 ? std::min(columns, std::max<int64_t>(kMostRows, most)) : columns;
       rows = std::min(rows, std::max<int64_t>(1, most / columns));
     }
-    bands = (d.oh + rows - 1) / rows, chunks = (d.ow + columns - 1) / columns;
+    if (d.oh == 1 && d.taps() == 1 && d.ow >= 2 * tile_rows<S>(2)) columns = std::min(columns, (d.ow + 1) / 2);
+    bands = even_parts(d.oh, rows), chunks = even_parts(d.ow, columns);
     panels = panel_count(vectors);
     const int64_t blocks = d.n * (waits ? 1 : d.groups) * bands * chunks;
     splits = waits ? 1 : std::min(panels, std::max<int64_t>(1, 16 / blocks));
@@ -118,6 +119,14 @@ class Nhwc {
   }
 
  private:
+  // The number of parts of at most `most`, which is made smaller so that they are equal; 1, or even: for two threads.
+  static int64_t even_parts(int64_t count, int64_t& most) {
+    int64_t parts = (count + most - 1) / most;
+    if (parts > 1) parts = (parts + 1) / 2 * 2;
+    most = std::max<int64_t>(1, (count + parts - 1) / std::max<int64_t>(1, parts));
+    return (count + most - 1) / most;
+  }
+
   // Pixels whose distance is a multiple of 4 KB fall into one set of L1, which holds fewer of them than a tile has
   // rows.
   bool conflicts() const {

@@ -100,6 +100,7 @@ class WeightGradient {
 
   void products(const Launch& launch) const {
     const int64_t vectors = vectors_of(columns), panels = panel_count(vectors), chunks = (rows + kRows - 1) / kRows;
+    const int64_t each = (rows + std::max<int64_t>(chunks, 1) - 1) / std::max<int64_t>(chunks, 1);
     const int64_t units = p.groups * taps * chunks * panels;
     const int64_t work = p.n * p.oh * p.ow * p.groups * rows * columns * taps;
     const int64_t row_bytes = p.ow * (p.groups * (p.co + p.ci)) * int64_t{sizeof(S)};
@@ -110,9 +111,9 @@ class WeightGradient {
         for (int64_t i = 0; i < p.oh; i += band) {
           for (int64_t unit = begin; unit < end; ++unit) {
             const auto [first, wide] = panel_at(vectors, unit % panels);
-            const int64_t o = unit / panels % chunks * kRows, tap = unit / panels / chunks % taps;
+            const int64_t o = unit / panels % chunks * each, tap = unit / panels / chunks % taps;
             const int64_t group = unit / panels / chunks / taps;
-            for_tiles(std::min(kRows, rows - o), tile_rows<S>(wide), [&](int64_t at, int count) {
+            for_tiles(std::min(each, rows - o), tile_rows<S>(wide), [&](int64_t at, int count) {
               one_tile(n, i, std::min(p.oh, i + band), group, tap, o + at, count, first * L, wide, n == 0 && i == 0);
             });
           }

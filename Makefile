@@ -106,10 +106,11 @@ bench: build ## our kernels against PyTorch's on a real MobileNetV2, and each op
 # The kernels' object files are those of the build, so the flags are too.
 ISA ?= $(shell $(BIN)/python -c 'from pytorch_ext import _load; print(_load.instruction_sets()[0])' 2>/dev/null)
 ARGS ?=
-kernel-alone: build ## the CPU kernels without torch, against memcpy and the FMA peak (ISA=avx2; ARGS="8 5x5 nhwc forward")
+KERNELS ?= depthwise
+kernel-alone: build ## the CPU kernels without torch, against memcpy and the FMA peak (KERNELS=dense; ISA=avx2; ARGS="8 5x5 nhwc forward")
 	@mkdir -p build/kernel-alone
-	@$(CXX) -std=c++17 -O2 -o build/kernel-alone/$(ISA) bench/kernel_alone.cpp build/ninja/$(ISA)/*.o
-	@build/kernel-alone/$(ISA) $(ARGS)
+	@$(CXX) -std=c++17 -O2 -o build/kernel-alone/$(KERNELS)-$(ISA) bench/kernel_alone_$(KERNELS).cpp build/ninja/$(ISA)/*.o
+	@build/kernel-alone/$(KERNELS)-$(ISA) $(ARGS)
 
 lint: $(VENV)/requirements ## ruff, clang-format: say what is wrong
 	@echo "==> ruff check, ruff format --check, clang-format --dry-run"

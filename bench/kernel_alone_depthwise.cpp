@@ -6,17 +6,13 @@
 //   samples, each beside a memcpy of as many bytes (x and y together; dx too for backward) and the same multiply-adds
 //   at the peak of csrc/cpu/machine.cpp.
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <functional>
 #include <string>
-#include <vector>
 
 #include "../csrc/depthwise_conv2d.h"
-
-extern "C" double lightkernels_fma_gflops(int64_t iterations);
+#include "kernel_alone.h"
 
 namespace {
 
@@ -39,31 +35,6 @@ constexpr Layer kLayers[] = {
     {"5x5 240x28", 240, 28, 5, 1, 1},    {"5x5 672x14", 672, 14, 5, 1, 1},     {"7x7 96x56", 96, 56, 7, 1, 1},
     {"7x7 384x14", 384, 14, 7, 1, 1},    {"31x31 128x56", 128, 56, 31, 1, 1},  {"3x3 d2 256x32", 256, 32, 3, 1, 2},
     {"3x3 d4 256x32", 256, 32, 3, 1, 4}, {"3x3 d12 256x32", 256, 32, 3, 1, 12}};
-
-double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
-
-float* filled(int64_t count, int period) {
-  auto* p = static_cast<float*>(std::aligned_alloc(4096, (count * 4 + 8191) / 4096 * 4096));
-  for (int64_t i = 0; i < count; ++i) p[i] = 0.1f * (i % period);
-  return p;
-}
-
-// Seconds a call takes: the median over 25 samples of f and g, taken in turn.
-std::pair<double, double> medians(const std::function<void()>& f, const std::function<void()>& g) {
-  f();
-  const double start = seconds();
-  f();
-  const int inner = std::max(1, static_cast<int>(5e-4 / std::max(seconds() - start, 1e-7)));
-  std::vector<double> a, b;
-  auto sample = [&](const std::function<void()>& call) {
-    const double t = seconds();
-    for (int i = 0; i < inner; ++i) call();
-    return (seconds() - t) / inner;
-  };
-  for (int i = 0; i < 25; ++i) a.push_back(sample(f)), b.push_back(sample(g));
-  std::sort(a.begin(), a.end()), std::sort(b.begin(), b.end());
-  return {a[12], b[12]};
-}
 
 }  // namespace
 
@@ -104,8 +75,7 @@ int main(int argc, char** argv) {
                                       : cpu::depthwise_conv2d_backward_weight_workspace(p);
     const int64_t moved = both ? 2 * x_count + y_count : x_count + y_count;
     float *memory = filled(workspace / 4 + 16, 2), *from = filled(moved / 2, 2), *to = filled(moved / 2, 2);
-    const cpu::Launch launch{
-        memory, [](int64_t units, int64_t, cpu::Launch::Body body, void* context) { body(0, units, context); }};
+    const cpu::Launch launch = on_one_thread(memory);
     const auto run = [&] {
       if (forward) return cpu::depthwise_conv2d_forward(p, launch);
       if (input) return cpu::depthwise_conv2d_backward_input(p, launch);

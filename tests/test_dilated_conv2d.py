@@ -41,6 +41,7 @@ from dense import (
     WEIGHT_LAYOUTS,
     Fused,
     Layer,
+    backward_input64,
     backward_weight64,
     check_backward,
     check_gradients,
@@ -501,6 +502,36 @@ def test_winograd_of_outputs_alone_in_the_padding(layout):
             packed = PACK(layer.x, layer.w, *geometry, layer.groups, "winograd3")
             args = layer.x, layer.w, bias, *geometry, layer.groups, *layer.epilogue(), "winograd3", packed
             assert_exact(FORWARD(*args), y)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_gradients_of_layers_that_take_winograd(dtype, layout):
+    """From 32 channels on both gradients are made by tiles, on every kind of sub-grid, where those win."""
+    for n, c, h, w, co, groups, padding, dilation in [
+        (2, 32, 15, 14, 36, 1, (1, 1, 1, 1), 1),
+        (1, 40, 14, 23, 33, 2, (2, 0, 1, 2), 1),
+        (3, 64, 13, 12, 48, 1, (2, 2, 2, 2), 2),
+        (2, 100, 32, 31, 97, 1, (6, 6, 6, 6), 6),
+        (4, 130, 14, 13, 121, 1, (5, 5, 5, 5), 5),  # sub-grids of two and three outputs
+        (20, 96, 8, 14, 100, 1, (5, 5, 5, 5), 5),  # and of one
+        (1, 132, 30, 31, 129, 1, (12, 12, 12, 12), 12),
+    ]:
+        geometry = Geometry((1, 1), padding, (dilation,) * 2)
+        layer = make_layer((n, c * groups, h, w), co * groups, (3, 3), geometry, groups, Fused(bias=False),
+                           dtype=dtype, layout=layout)  # fmt: skip
+        dy = lay(layer.y_shape, dtype, layout)
+        dx = BACKWARD_INPUT(dy, layer.w, h, w, *geometry, groups)
+        dw, db = BACKWARD_WEIGHT(dy, layer.x, 3, 3, *geometry, groups)
+        dy64, x64, w64 = dy.double(), layer.x.double(), layer.w.double()
+        dw64, db64 = backward_weight64(dy64, x64, 3, 3, geometry, groups)
+        for got, want in ((dx, backward_input64(dy64, w64, h, w, geometry, groups)), (dw, dw64), (db, db64)):
+            off = WINOGRAD["winograd6"] * want.abs().max() + torch.finfo(dtype).eps * want.abs()
+            assert ((got.double() - want).abs() <= off).all()
+        assert_exact(BACKWARD_WEIGHT(dy, layer.x, 3, 3, *geometry, groups)[0], dw)
+        torch.set_num_threads(2)
+        assert_exact(BACKWARD_WEIGHT(dy, layer.x, 3, 3, *geometry, groups)[0], dw)
+        torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

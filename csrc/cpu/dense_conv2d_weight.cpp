@@ -1,8 +1,10 @@
 // The weight's gradient of a dense convolution: for every tap, dy turned x x, with k over the pixels that the tap
 // reads. A tile's rows are channels of one factor, which is read where it lies, channels or pixels innermost; its
 // columns are channels of the other, which come innermost first where they are not. Taps of few channels that lie side
-// by side are columns of one product: the three of a 3x3 stem are 9.
+// by side are columns of one product: the three of a 3x3 stem are 9. Where Winograd's tiles win, they make the
+// products.
 #include "dense_conv2d.h"
+#include "dense_conv2d_winograd.h"
 #include "pack.h"
 
 namespace lightkernels::cpu {
@@ -27,15 +29,19 @@ class WeightGradient {
       : p(params),
         h(forward_axis(p.kh, p.stride_h, p.padding_t, p.dilation_h)),
         w(forward_axis(p.kw, p.stride_w, p.padding_l, p.dilation_w)) {
-    beside = p.groups == 1 && p.dilation_w == 1 && p.ih * p.iw > 0 && vectors_of(p.kw * p.ci) < p.kw * vectors_of(p.ci);
+    DenseConv forward = forward_of(p);
+    forward.shuffle = 1;
+    winograd = winograd_tile(forward);
+    beside = !winograd && p.groups == 1 && p.dilation_w == 1 && p.ih * p.iw > 0 &&
+             vectors_of(p.kw * p.ci) < p.kw * vectors_of(p.ci);
     tap_columns = beside ? 1 : p.kw, taps = p.kh * tap_columns;
     const int64_t inputs = beside ? p.kw * p.ci : p.ci;
-    const bool dy_is_rows = in_planes(p.y_strides, p.co),
-               x_is_rows = !beside && p.stride_w == 1 && in_planes(p.x_strides, p.ci);
+    const bool dy_is_rows = !winograd && in_planes(p.y_strides, p.co),
+               x_is_rows = !winograd && !beside && p.stride_w == 1 && in_planes(p.x_strides, p.ci);
     if (dy_is_rows || x_is_rows) {  // the factor with more channels stays where it is
       swapped = !dy_is_rows || (x_is_rows && p.co < p.ci && filled(p.co) > 0.6);
     } else {
-      swapped = filled(p.co) > filled(inputs);
+      swapped = !winograd && filled(p.co) > filled(inputs);
     }
     stage_x = !std::is_same_v<E, S> || beside || (p.x_strides.c != 1 && !(swapped && x_is_rows));
     stage_dy = !std::is_same_v<E, S> || (p.y_strides.c != 1 && !(!swapped && dy_is_rows));
@@ -57,6 +63,8 @@ class WeightGradient {
     staged_x = stage_x ? take(p.n * p.ih * width * p.groups * p.ci) : nullptr;
     staged_dy = stage_dy ? take(p.n * p.oh * p.ow * p.groups * p.co) : nullptr;
     sums = direct ? static_cast<S*>(p.weight) : take(taps * p.groups * rows * columns);
+    winograd_memory = at;
+    if (winograd) at += winograd_weight_workspace(innermost_forward(), winograd);
     bytes = at - static_cast<char*>(memory);
   }
 
@@ -65,7 +73,11 @@ class WeightGradient {
   void run(const Launch& launch) {
     x = dense(p.x, p.x_strides, p.ih, p.iw, p.groups * p.ci, staged_x, launch, left, right);
     dy = dense(p.y, p.y_strides, p.oh, p.ow, p.groups * p.co, staged_dy, launch);
-    products(launch);
+    if (winograd) {
+      winograd_backward_weight(innermost_forward(), winograd, sums, {winograd_memory, launch.parallel_for});
+    } else {
+      products(launch);
+    }
     if (!direct) unpack(launch);
     if (p.dbias) bias(launch);
   }
@@ -76,6 +88,15 @@ class WeightGradient {
   // Are pixels innermost, and planes apart by other than 4 KB, at which all rows of a tile would share a set of L1?
   static bool in_planes(const Strides4& s, int64_t channels) {
     return std::is_same_v<E, S> && s.w == 1 && s.c != 1 && channels >= 4 && s.c * int64_t{sizeof(S)} % 4096 != 0;
+  }
+  // The convolution whose weight's gradient this is, of x and dy as they are read here.
+  DenseConv innermost_forward() const {
+    DenseConv d = forward_of(p);
+    d.in = x.data, d.in_strides = {x.n, 1, x.h, x.w}, d.out = const_cast<S*>(dy.data),
+    d.out_strides = {dy.n, 1, dy.h, dy.w};
+    d.dtype = p.dtype == DType::kFloat64 ? p.dtype : DType::kFloat32;
+    d.shuffle = 1, d.packed = nullptr, d.epilogue = Epilogue{};
+    return d;
   }
   static int64_t vectors_of(int64_t channels) { return (channels + L - 1) / L; }
   // The part of a row of vectors that is there.
@@ -216,8 +237,10 @@ class WeightGradient {
   int64_t tap_columns, taps, rows, columns;  // taps along a row, and in all; a tap's product
   int64_t left, right, width;                // pixels of zeros, and of all, in a row of x
   int64_t bytes;
+  int winograd;  // its tiles' side, or 0
+  void* winograd_memory;
   S *staged_x, *staged_dy, *sums;  // sums: [taps, groups, rows, columns]
-  Dense<S> x, dy;
+  Dense<S> x{}, dy{};
 };
 
 }  // namespace

@@ -1,5 +1,7 @@
 // Winograd's F(m x m, 3 x 3) in three steps, for a block of tiles at a time: the inputs' transform, for each of the
-// (m + 2)^2 positions in a tile a matrix product tiles x channels, and the transform back.
+// (m + 2)^2 positions in a tile a matrix product tiles x channels, and the transform back. The weight's gradient is
+// that of these steps: outputs' gradients are transformed by the turned matrix, multiplied with the transformed inputs
+// position by position, k over the tiles, and turned back once at the end.
 #include "dense_conv2d_winograd.h"
 
 #include <tuple>
@@ -181,6 +183,22 @@ class WinogradConv {
     });
   }
 
+  // dweight [taps, groups, co, ci] from d.in and d.out. What `packed` points to is then the gradient of the transformed
+  // weights, of each part [groups, positions, co, ci].
+  void weight_gradient(S* dweight, const Launch& launch) const {
+    for (int64_t group = 0; group < d.groups; ++group) {
+      const S* in = static_cast<const S*>(d.in) + group * d.ci;
+      for (int i = 0; i < count; ++i) {
+        with_schemes(parts[i].h.scheme, parts[i].w.scheme, [&](auto r, auto c) {
+          weight_gradient_of<decltype(r)::value, decltype(c)::value>(parts[i], in, group, launch);
+        });
+      }
+    }
+    launch.parallel(d.groups * d.co, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t channel = begin; channel < end; ++channel) turn_back(channel / d.co, channel % d.co, dweight);
+    });
+  }
+
   void run(const Launch& launch) const {
     if (!d.packed) pack(const_cast<S*>(packed), launch);
     for (int64_t group = 0; group < d.groups; ++group) {
@@ -212,6 +230,21 @@ class WinogradConv {
       launch.parallel(tiles, grain_of(tiles, out_work), [&](int64_t begin, int64_t end) {
         for (int64_t t = begin; t < end; ++t) transform_output<kRows, kColumns>(part, group, first + t, t);
       });
+    }
+  }
+
+  template <Scheme kRows, Scheme kColumns>
+  void weight_gradient_of(const Part& part, const S* in, int64_t group, const Launch& launch) const {
+    for (int64_t first = 0; first < part.tiles; first += part.block) {
+      const int64_t tiles = std::min(part.block, part.tiles - first);
+      const int64_t work = tiles * (d.ci + d.co) * part.positions * 4;
+      launch.parallel(tiles, grain_of(tiles, work), [&](int64_t begin, int64_t end) {
+        for (int64_t t = begin; t < end; ++t) {
+          transform_input<kRows, kColumns>(part, in, d.in_strides, first + t, t);
+          transform_gradient<kRows, kColumns>(part, group, first + t, t);
+        }
+      });
+      multiply_gradients(part, group, tiles, first == 0, launch);
     }
   }
 
@@ -325,6 +358,82 @@ class WinogradConv {
     });
   }
 
+  // The gradient of tile number `tile`'s outputs into that of its products.
+  template <Scheme kRows, Scheme kColumns>
+  void transform_gradient(const Part& part, int64_t group, int64_t tile, int64_t t) const {
+    using R = Winograd<kRows>;
+    using C = Winograd<kColumns>;
+    const TileAxis &h = part.h, &w = part.w;
+    const auto row = h.at(tile / w.count % h.count), column = w.at(tile % w.count);
+    const Strides4& s = d.out_strides;
+    const S* dy = static_cast<const S*>(d.out) + tile / w.count / h.count * s.n + row.out * s.h + column.out * s.w;
+    for (int64_t o = 0; o < d.co; o += L) {
+      const int64_t present = d.co - o;
+      V z[R::kOutputs][C::kOutputs], m[R::kProducts][C::kProducts];
+      unroll<R::kOutputs>(LIGHTKERNELS_LAMBDA(auto i) {
+        unroll<C::kOutputs>(LIGHTKERNELS_LAMBDA(auto j) {
+          z[i][j] = i < row.out_count && j < column.out_count
+                        ? load_up_to<L, S>(dy + i * h.dilation * s.h + j * w.dilation * s.w + group * d.co + o, present)
+                        : V{};
+        });
+      });
+      transform_both<S>(z, m, Turned<OfOutput<kRows>>{}, Turned<OfOutput<kColumns>>{});
+      unroll<R::kProducts * C::kProducts>(LIGHTKERNELS_LAMBDA(auto p) {
+        store<L, S>(products + (p * part.block + t) * out_step + o, m[p / C::kProducts][p % C::kProducts]);
+      });
+    }
+  }
+
+  void multiply_gradients(const Part& part, int64_t group, int64_t tiles, bool start, const Launch& launch) const {
+    constexpr int64_t kRows = 2 * kTileRows<S, 2>;
+    const int64_t columns = (d.ci + L - 1) / L, panels = panel_count(columns), chunks = (d.co + kRows - 1) / kRows;
+    const int64_t each = (d.co + chunks - 1) / chunks, units = part.positions * chunks * panels, block = part.block;
+    S* sums = const_cast<S*>(packed) + part.weights + group * part.positions * d.co * d.ci;
+    launch.parallel(units, grain_of(units, part.positions * tiles * d.ci * d.co), [&](int64_t begin, int64_t end) {
+      for (int64_t unit = begin; unit < end; ++unit) {
+        const int64_t position = unit / panels / chunks, o = unit % chunks * each;
+        const auto [first, width] = panel_at(columns, unit / chunks % panels);
+        Segment<S> segment{};
+        Tile<S> tile{};
+        segment.b = inputs + position * block * in_step + first * L, segment.k = tiles;
+        tile.segments = &segment, tile.count = 1;
+        tile.a_step = out_step, tile.b_step = in_step;
+        tile.vectors = width, tile.columns = std::min<int64_t>(width * L, d.ci - first * L);
+        tile.c_step = d.ci, tile.accumulate = !start;
+        tile.low = -limits.infinity(), tile.high = limits.infinity();
+        for_tiles(std::min(each, d.co - o), tile_rows<S>(width), [&](int64_t at, int rows) {
+          tile.rows = rows;
+          segment.a = products + position * block * out_step + o + at;
+          tile.c = sums + (position * d.co + o + at) * d.ci + first * L;
+          multiply_tile(Form::kColumnsMasked, tile);
+        });
+      }
+    });
+  }
+
+  // One output channel's weights.
+  void turn_back(int64_t group, int64_t o, S* dweight) const {
+    for (int64_t k = 0; k < d.ci; k += L) {
+      const int64_t present = d.ci - k;
+      V g[3][3] = {};
+      for (int i = 0; i < count; ++i) {
+        const S* from = packed + parts[i].weights + (group * parts[i].positions * d.co + o) * d.ci + k;
+        with_schemes(parts[i].h.scheme, parts[i].w.scheme, [&](auto r, auto c) {
+          constexpr Scheme kRows = decltype(r)::value, kColumns = decltype(c)::value;
+          constexpr int R = Winograd<kRows>::kProducts, C = Winograd<kColumns>::kProducts;
+          V u[R][C], of_part[3][3];
+          unroll<R * C>(
+              LIGHTKERNELS_LAMBDA(auto p) { u[p / C][p % C] = load_up_to<L, S>(from + p * d.co * d.ci, present); });
+          transform_both<S>(u, of_part, Turned<OfWeight<kRows>>{}, Turned<OfWeight<kColumns>>{});
+          unroll<9>(LIGHTKERNELS_LAMBDA(auto t) { g[t / 3][t % 3] += of_part[t / 3][t % 3]; });
+        });
+      }
+      unroll<9>(LIGHTKERNELS_LAMBDA(auto t) {
+        store_up_to<L, S>(dweight + ((t * d.groups + group) * d.co + o) * d.ci + k, g[t / 3][t % 3], present);
+      });
+    }
+  }
+
   template <Scheme kRows, Scheme kColumns>
   void transform_output(const Part& part, int64_t group, int64_t tile, int64_t t) const {
     using R = Winograd<kRows>;
@@ -401,7 +510,7 @@ int winograd_tile(const DenseConv& d) {
       break;
   }
   if (d.dtype == DType::kFloat64 || d.ci < 32 || d.co < 32) return 0;
-  // Multiply-adds for each pair of channels of an image, those of the transforms included.
+  // Multiply-adds for each pair of channels, those of the transforms included.
   auto inside = [](const Axis& axis, int64_t in, int64_t out) {
     double taps = 0;
     for_same_taps(axis, in, 0, out, [&](int64_t begin, int64_t end, int64_t k0, int64_t k1) {
@@ -409,7 +518,7 @@ int winograd_tile(const DenseConv& d) {
     });
     return taps;
   };
-  double least = inside(d.h, d.ih, d.oh) * inside(d.w, d.iw, d.ow);
+  double least = double(d.n) * inside(d.h, d.ih, d.oh) * inside(d.w, d.iw, d.ow);
   int best = 0;
   for (int m : {2, 3, 4, 6}) {
     double cost = 0;
@@ -418,7 +527,7 @@ int winograd_tile(const DenseConv& d) {
       for (int c = 0; c < schemes.count; ++c) {
         const TileAxis h(d.h, d.ih, d.oh, m, schemes.list[r]), w(d.w, d.iw, d.ow, m, schemes.list[c]);
         const double rows = products_of(h.scheme), columns = products_of(w.scheme);
-        const double tiles = double(h.count) * double(w.count);
+        const double tiles = double(d.n) * double(h.count) * double(w.count);
         const double transforms = rows * columns * std::max(rows, columns) * (1. / d.co + 1. / d.ci);
         const double shared = std::max(tiles, kSharingTiles);  // weights that few share come from memory
         cost += 1.15 * (tiles ? shared * rows * columns + tiles * 4 * transforms : 0);
@@ -443,6 +552,25 @@ void winograd_pack(const DenseConv& d, int tile, void* packed, const Launch& lau
 }
 void winograd_convolve(const DenseConv& d, int tile, const Launch& launch) {
   with_type(d.dtype, [&](auto type) { WinogradConv<decltype(type)>(d, tile, launch.workspace).run(launch); });
+}
+
+namespace {
+
+template <class F>
+auto with_sums_type(DType dtype, F&& f) {
+  return dtype == DType::kFloat64 ? f(double()) : f(float());
+}
+
+}  // namespace
+
+int64_t winograd_weight_workspace(const DenseConv& d, int tile) {
+  return with_sums_type(d.dtype, [&](auto type) { return WinogradConv<decltype(type)>(d, tile, nullptr).workspace(); });
+}
+void winograd_backward_weight(const DenseConv& d, int tile, void* dweight, const Launch& launch) {
+  with_sums_type(d.dtype, [&](auto type) {
+    using S = decltype(type);
+    WinogradConv<S>(d, tile, launch.workspace).weight_gradient(static_cast<S*>(dweight), launch);
+  });
 }
 
 }  // namespace lightkernels::cpu

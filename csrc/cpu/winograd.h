@@ -107,6 +107,12 @@ struct OfOutput {
   static constexpr double at(int i, int k) { return kWinograd<kScheme>.output[i][k]; }
 };
 
+// A matrix turned: what gradients take.
+template <class Element>
+struct Turned {
+  static constexpr double at(int i, int k) { return Element::at(k, i); }
+};
+
 // out = R in C^t for the matrices R [I, K] of `rows` and C [J, H] of `columns`.
 template <class S, int K, int H, int I, int J, class V, class Rows, class Columns>
 LIGHTKERNELS_INLINE void transform_both(const V (&in)[K][H], V (&out)[I][J], Rows rows, Columns columns) {

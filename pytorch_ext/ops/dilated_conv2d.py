@@ -275,7 +275,8 @@ def dilated_conv2d(
         algorithm: ``"auto"``; ``"direct"``, an implicit matrix product; or, for 3x3 kernels of stride 1,
             ``"winograd2"``, ``"winograd3"``, ``"winograd4"``, ``"winograd6"``: tiles of that many outputs squared, on
             the sub-grids of a dilated one. Fewer multiplications, larger rounding errors (docs/measured.md). A
-            machine that has no Winograd for a dtype or device computes directly.
+            machine that has no Winograd for a dtype or device computes directly. It says how y is made; gradients
+            are made by what is fastest, Winograd too.
         out: where y is written, e.g. a channel slice of a larger tensor; no gradients then.
 
     Returns:

@@ -27,7 +27,7 @@ struct MoveParams {
   int64_t length;  // of i
   int64_t ways, step, streams[kWays];
   int64_t outer;
-  MoveAxis axes[kOuter];  // outermost in y first
+  MoveAxis axes[kOuter];  // outermost first, in y or, if streams are read, in x
 };
 
 // Each machine defines the same function.

@@ -79,12 +79,18 @@ inline bool plan(MoveParams& p, const void* x, void* y, int64_t bytes, MoveAxes 
   if (p.innermost == Innermost::kPick) {
     const auto unit = std::find_if(axes.begin(), axes.end(), [](const MoveAxis& a) { return a.x == 1; });
     const MoveAxes inner = filling(axes, last);
-    const bool interleave = unit != axes.end() && unit->y <= MoveParams::kWays;
-    if (interleave && (inner.empty() || unit->size >= last.size)) {
+    const bool together = unit != axes.end() && unit->y <= MoveParams::kWays, apart = !inner.empty();
+    // The longer streams; of those that fill no vector, the larger block.
+    bool interleave = together;
+    if (together && apart) {
+      const bool fill = std::max(unit->size, last.size) * bytes >= 16;
+      interleave = fill ? unit->size >= last.size : unit->size * unit->y >= last.size * last.x;
+    }
+    if (interleave) {
       p.innermost = Innermost::kInterleave, p.length = unit->size, p.ways = unit->y;
       within.assign(unit, axes.end());
       combine({unit + 1, axes.end()}, &MoveAxis::x, p.streams);
-    } else if (!inner.empty()) {
+    } else if (apart) {
       p.innermost = Innermost::kDeinterleave, p.ways = last.x;
       within.insert(within.end(), inner.begin(), inner.end());
       combine(inner, &MoveAxis::y, p.streams);
@@ -94,6 +100,9 @@ inline bool plan(MoveParams& p, const void* x, void* y, int64_t bytes, MoveAxes 
     if (std::any_of(within.begin(), within.end(), [&](const MoveAxis& a) { return a.y == axis.y; })) continue;
     if (p.outer == MoveParams::kOuter) return false;
     p.axes[p.outer++] = axis;
+  }
+  if (p.innermost == Innermost::kInterleave) {  // where there are many streams, the order is theirs
+    std::stable_sort(p.axes, p.axes + p.outer, [](const MoveAxis& a, const MoveAxis& b) { return a.x > b.x; });
   }
   return true;
 }

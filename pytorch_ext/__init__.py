@@ -10,6 +10,7 @@ from .ops.depthwise_conv2d import depthwise_conv1d, depthwise_conv2d
 from .ops.dilated_conv2d import dilated_conv1d, dilated_conv2d
 from .ops.pixel_shuffle import pixel_shuffle, pixel_unshuffle
 from .ops.pointwise_conv2d import pointwise_conv2d
+from .ops.upsample2d import upsample2d
 
 __version__ = "0.1.0"
 ACTIVATIONS = tuple(_ACTIVATIONS)  # the names that `activation=` may have
@@ -27,5 +28,6 @@ __all__ = [
     "pointwise_conv2d",
     "restore",
     "swap",
+    "upsample2d",
     "use",
 ]

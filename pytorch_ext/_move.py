@@ -1,4 +1,4 @@
-"""What ops that only move elements share: their results' memory format, no FLOPs, and a batch of vmap's as one more n."""
+"""What ops that move elements share: their results' memory format, their derivatives' context, no FLOPs."""
 
 from __future__ import annotations
 

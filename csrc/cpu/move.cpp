@@ -3,12 +3,14 @@
 
 #include <algorithm>
 
+#include "permute.h"
 #include "vec_lanes.h"
 
 namespace lightkernels::cpu {
 namespace {
 
-constexpr int64_t kGrain = 1 << 16;  // bytes that are worth a thread
+constexpr int64_t kGrain = 1 << 16;         // bytes that are worth a thread
+constexpr int64_t kBeyondCaches = 1 << 24;  // bytes of y which, with x, a cache of 32 MiB does not hold
 
 struct Word16 {  // an element of 16 bytes, such as complex128
   uint64_t low, high;
@@ -103,7 +105,16 @@ LIGHTKERNELS_INLINE void over(int64_t length, F&& f) {
   f(length - L);
 }
 
-template <int A, int L, class S>
+// Past the caches, or as ever.
+template <bool kStream, class S, class V>
+LIGHTKERNELS_INLINE void put(S* p, V v) {
+#if defined(__AVX512F__)
+  if constexpr (kStream) return _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
+#endif
+  write(p, v);
+}
+
+template <int A, int L, bool kStream, class S>
 void interleave_rows(const MoveParams& p, const S* x, S* y, const Rows& rows) {
   const S* from[A];
   unroll<A>(LIGHTKERNELS_LAMBDA(auto s) { from[s] = x + p.streams[s]; });
@@ -115,12 +126,12 @@ void interleave_rows(const MoveParams& p, const S* x, S* y, const Rows& rows) {
           Vec<S, L> v[A];
           unroll<A>(LIGHTKERNELS_LAMBDA(auto s) { v[s] = read<Vec<S, L>>(from[s] + first + i); });
           interleave<A, L, S>(v);
-          unroll<A>(LIGHTKERNELS_LAMBDA(auto s) { write(to + i * A + s * L, v[s]); });
+          unroll<A>(LIGHTKERNELS_LAMBDA(auto s) { put<kStream>(to + i * A + s * L, v[s]); });
         });
   }
 }
 
-template <int A, int L, class S>
+template <int A, int L, bool kStream, class S>
 void deinterleave_rows(const MoveParams& p, const S* x, S* y, const Rows& rows) {
   S* to[A];
   unroll<A>(LIGHTKERNELS_LAMBDA(auto s) { to[s] = y + p.streams[s]; });
@@ -132,7 +143,7 @@ void deinterleave_rows(const MoveParams& p, const S* x, S* y, const Rows& rows) 
           Vec<S, L> v[A];
           unroll<A>(LIGHTKERNELS_LAMBDA(auto s) { v[s] = read<Vec<S, L>>(from + i * A + s * L); });
           deinterleave<A, L, S>(v);
-          unroll<A>(LIGHTKERNELS_LAMBDA(auto s) { write(to[s] + first + i, v[s]); });
+          unroll<A>(LIGHTKERNELS_LAMBDA(auto s) { put<kStream>(to[s] + first + i, v[s]); });
         });
   }
 }
@@ -155,10 +166,25 @@ void one_by_one(const MoveParams& p, const S* x, S* y, const Rows& rows) {
   }
 }
 
+// Of `bytes`, in vectors that overlap at the end: memcpy's `rep movsb`, which it takes here, is slower.
+LIGHTKERNELS_INLINE void copy(const char* x, char* y, int64_t bytes) {
+  using V = Vec<uint8_t, kVectorBytes>;
+  constexpr int64_t L = sizeof(V);
+  if (bytes < L) return static_cast<void>(std::memcpy(y, x, bytes));
+  int64_t i = 0;
+  for (; i + 4 * L <= bytes; i += 4 * L) {
+    V v[4];
+    unroll<4>(LIGHTKERNELS_LAMBDA(auto k) { v[k] = read<V>(x + i + k * L); });
+    unroll<4>(LIGHTKERNELS_LAMBDA(auto k) { write(y + i + k * L, v[k]); });
+  }
+  for (; i + L <= bytes; i += L) write(y + i, read<V>(x + i));
+  if (i < bytes) write(y + bytes - L, read<V>(x + bytes - L));
+}
+
 template <class S>
 void copy_rows(const MoveParams& p, const S* x, S* y, const Rows& rows) {
   for (int64_t row = 0; row < rows.count; ++row, x += rows.x, y += rows.y) {
-    std::memcpy(y, x, p.length * sizeof(S));
+    copy(reinterpret_cast<const char*>(x), reinterpret_cast<char*>(y), p.length * sizeof(S));
   }
 }
 
@@ -166,12 +192,32 @@ void copy_rows(const MoveParams& p, const S* x, S* y, const Rows& rows) {
 template <class S>
 using Loop = void (*)(const MoveParams&, const S*, S*, const Rows&);
 
+// May vectors of L be stored past the caches: are they whole lines, and is y too large to be found there later?
+template <int L, class S>
+bool streams(const MoveParams& p) {
+  if (!kStreams || L * sizeof(S) != 64 || reinterpret_cast<uintptr_t>(p.y) % 64 || p.length % L) return false;
+  int64_t bytes = p.length * p.ways * p.bytes;
+  for (int64_t a = 0; a < p.outer; ++a) {
+    if (p.axes[a].y % L) return false;
+    bytes *= p.axes[a].size;
+  }
+  for (int64_t s = 0; s < p.ways && p.innermost == Innermost::kDeinterleave; ++s) {
+    if (p.streams[s] % L) return false;
+  }
+  return bytes >= kBeyondCaches;
+}
+
 template <int A, int L, class S>
 Loop<S> loop_of_lanes(const MoveParams& p) {
-  if (p.length >= L)
-    return p.innermost == Innermost::kInterleave ? interleave_rows<A, L, S> : deinterleave_rows<A, L, S>;
-  if constexpr (L * sizeof(S) > 16) return loop_of_lanes<A, L / 2, S>(p);
-  return one_by_one<S>;
+  if (p.length < L) {
+    if constexpr (L * sizeof(S) > 16) return loop_of_lanes<A, L / 2, S>(p);
+    return one_by_one<S>;
+  }
+  const bool together = p.innermost == Innermost::kInterleave;
+  if constexpr (kStreams && L * sizeof(S) == 64) {
+    if (streams<L, S>(p)) return together ? interleave_rows<A, L, true, S> : deinterleave_rows<A, L, true, S>;
+  }
+  return together ? interleave_rows<A, L, false, S> : deinterleave_rows<A, L, false, S>;
 }
 
 template <class S>
@@ -204,28 +250,57 @@ Loop<S> loop_of(const MoveParams& p) {
 // f(x, y, rows) for indices [begin, end) of the outer axes, those of the last axis together.
 template <class S, class F>
 void over_outer(const MoveParams& p, int64_t begin, int64_t end, F&& f) {
-  const MoveAxis last = p.outer ? p.axes[p.outer - 1] : MoveAxis{1, 0, 0};
-  while (begin < end) {
-    int64_t rest = begin / last.size, at = begin % last.size;
-    const int64_t count = std::min(last.size - at, end - begin);
-    int64_t from = at * last.x, to = at * last.y;
-    for (int64_t a = p.outer - 1; a-- > 0; rest /= p.axes[a].size) {
-      from += rest % p.axes[a].size * p.axes[a].x, to += rest % p.axes[a].size * p.axes[a].y;
+  const MoveAxis rows = p.outer ? p.axes[p.outer - 1] : MoveAxis{1, 0, 0};
+  const int64_t outer = p.outer ? p.outer - 1 : 0;
+  int64_t first = begin % rows.size, rest = begin / rows.size, at[MoveParams::kOuter];
+  const S* x = static_cast<const S*>(p.x);
+  S* y = static_cast<S*>(p.y);
+  for (int64_t a = outer; a-- > 0; rest /= p.axes[a].size) {
+    at[a] = rest % p.axes[a].size;
+    x += at[a] * p.axes[a].x, y += at[a] * p.axes[a].y;
+  }
+  for (int64_t left = end - begin; left > 0; first = 0) {
+    const int64_t count = std::min(rows.size - first, left);
+    f(x + first * rows.x, y + first * rows.y, Rows{count, rows.x, rows.y});
+    left -= count;
+    for (int64_t a = outer; a-- > 0;) {
+      x += p.axes[a].x, y += p.axes[a].y;
+      if (++at[a] < p.axes[a].size) break;
+      x -= p.axes[a].size * p.axes[a].x, y -= p.axes[a].size * p.axes[a].y, at[a] = 0;
     }
-    f(static_cast<const S*>(p.x) + from, static_cast<S*>(p.y) + to, Rows{count, last.x, last.y});
-    begin += count;
   }
 }
 
 template <class S>
 void move_all(const MoveParams& p, const Launch& launch) {
-  const Loop<S> loop = loop_of<S>(p);
   int64_t units = 1;
   for (int64_t a = 0; a < p.outer; ++a) units *= p.axes[a].size;
   const int64_t bytes = p.length * std::max<int64_t>(p.ways, 1) * p.bytes;
-  launch.parallel(units, 1 + kGrain / bytes, [&](int64_t begin, int64_t end) {
-    over_outer<S>(p, begin, end, [&](const S* x, S* y, const Rows& rows) { loop(p, x, y, rows); });
-  });
+  const auto all = [&](auto&& rows) {
+    launch.parallel(units, 1 + kGrain / bytes, [&](int64_t begin, int64_t end) {
+      over_outer<S>(p, begin, end, rows);
+      finish_streams();
+    });
+  };
+  const Loop<S> loop = loop_of<S>(p);
+#if defined(__AVX512BW__)
+  if constexpr (sizeof(S) > 1 && sizeof(S) < 16) {
+    const int64_t block = p.length * p.ways;
+    if (p.ways && p.length * p.bytes < 16 && block <= Permutation<S>::kMost * Permutation<S>::L && units >= 256) {
+      const Permutation<S> permutation(p, p.axes[p.outer - 1]);
+      if (permutation.rows) {
+        return all([&](const S* x, S* y, const Rows& rows) {
+          const int64_t m = permutation.rows, blocks = rows.count / m, done = blocks * m;
+          permutation(blocks, x, m * rows.x, y, m * rows.y);
+          if (done < rows.count) {
+            loop(p, x + done * rows.x, y + done * rows.y, {rows.count - done, rows.x, rows.y});
+          }
+        });
+      }
+    }
+  }
+#endif
+  all([&](const S* x, S* y, const Rows& rows) { loop(p, x, y, rows); });
 }
 
 }  // namespace

@@ -10,7 +10,8 @@
 namespace lightkernels::cpu {
 namespace {
 
-constexpr int64_t kGrain = 16384;  // elements that are worth a thread
+constexpr int64_t kGrain = 16384;           // elements that are worth a thread
+constexpr int64_t kBeyondCaches = 1 << 24;  // bytes of y which, with x, a cache of 32 MiB does not hold
 
 // --- tables of one axis ----------------------------------------------------------------------------------------------
 // They lie in the workspace, one after the other.
@@ -83,45 +84,50 @@ LIGHTKERNELS_INLINE Vec<S, L> pick(Vec<S, L> a, Vec<S, L> b, Vec<SignedOf<sizeof
 #endif
 }
 
-// The same as vectors: a block of L / 2 dests takes its taps from the 2 * L sources from `base` on. Lanes of the first
-// half of a vector are the dests' tap k, those of the second their tap k + most / 2.
+// The same as vectors: a block of L dests takes its taps from the 2 * L sources from `base` on. Where they reach
+// further, a block is L / 2 dests, and lanes of the second half are the same dests' tap k + most / 2.
 template <class A>
 struct Columns {
-  static constexpr int L = lanes<A>(), kHalf = L / 2;
+  static constexpr int L = lanes<A>();
   using Lane = SignedOf<sizeof(A)>;
 
-  int64_t blocks;
-  bool fits;      // do all blocks lie within 2 * L sources?
-  int64_t* base;  // [blocks]
-  Lane* lane;     // [blocks, most / 2, L]
-  A* weight;      // the same; 0 where there is no tap
-
-  static int64_t place(int64_t dests, int64_t block) { return std::min(block * kHalf, dests - kHalf); }
+  int64_t room;                        // for how many vectors
+  int64_t block = 0, blocks, vectors;  // dests in a block, 0 where no vectors will do; blocks; vectors of each
+  int64_t* base;                       // [blocks]
+  Lane* lane;                          // [blocks, vectors, L]
+  A* weight;                           // the same; 0 where there is no tap
 
   Columns(Memory& memory, int64_t dests, int64_t most)
-      : blocks(dests < kHalf ? 0 : (dests + kHalf - 1) / kHalf),
-        fits(false),
-        base(memory.take<int64_t>(blocks)),
-        lane(memory.take<Lane>(blocks * most / 2 * L)),
-        weight(memory.take<A>(blocks * most / 2 * L)) {}
+      : room((2 * dests / L + 2) * most),
+        base(memory.take<int64_t>(2 * dests / L + 2)),
+        lane(memory.take<Lane>(room * L)),
+        weight(memory.take<A>(room * L)) {}
+
+  int64_t place(int64_t dests, int64_t b) const { return std::min(b * block, dests - block); }
 
   void fill(const Taps<A>& taps) {
-    fits = blocks > 0;
-    const int64_t pairs = taps.most / 2;
-    for (int64_t b = 0; b < blocks && fits; ++b) {
+    if (!fill(taps, L) && !fill(taps, L / 2)) block = 0;
+  }
+
+  bool fill(const Taps<A>& taps, int64_t dests) {
+    if (taps.dests < dests) return false;
+    block = dests, blocks = (taps.dests + dests - 1) / dests, vectors = taps.most * dests / L;
+    if (blocks * vectors > room) return false;
+    for (int64_t b = 0; b < blocks; ++b) {
       const int64_t d0 = place(taps.dests, b);
       base[b] = taps.first[d0];
-      for (int64_t k = 0; k < pairs; ++k) {
+      for (int64_t k = 0; k < vectors; ++k) {
         for (int l = 0; l < L; ++l) {
-          const int64_t d = d0 + l % kHalf, tap = l < kHalf ? k : k + pairs, at = (b * pairs + k) * L + l;
+          const int64_t d = d0 + l % dests, tap = k + l / dests * vectors, at = (b * vectors + k) * L + l;
           const bool is = tap < taps.count[d];
           const int64_t from = taps.first[d] + tap - base[b];
-          fits = fits && (!is || (from >= 0 && from < 2 * L));
+          if (is && from >= 2 * L) return false;
           lane[at] = static_cast<Lane>(is ? from : 0);
           weight[at] = is ? taps.weight[taps.begin[d] + tap] : A(0);
         }
       }
     }
+    return true;
   }
 };
 
@@ -146,13 +152,13 @@ struct Plan {
         memory(workspace),
         rows(memory, transposed, p.ih, p.oh),
         columns(memory, transposed, p.iw, p.ow),
-        vectors(memory, dest_w, 2 + 2 * ((dest_w + source_w) / dest_w)),
+        vectors(memory, dest_w, transposed ? 2 * (source_w / dest_w) + 2 : 2),
         lines(memory.take<A>(Launch::slots(units, grain) * (source_w + kPadding))) {}
 
   void fill(const Upsample2dParams& p, bool transposed) {
     rows.fill(p, transposed, p.step_h, p.ih, p.oh);
     columns.fill(p, transposed, p.step_w, p.iw, p.ow);
-    if (!p.channels_last && columns.most <= 2 + 2 * ((dest_w + source_w) / dest_w)) vectors.fill(columns);
+    if (!p.channels_last) vectors.fill(columns);
   }
 };
 
@@ -161,24 +167,18 @@ struct Plan {
 template <class A, class T>
 void blend_rows(const Plan<A>& plan, int64_t row, const T* plane, A* line) {
   constexpr int L = lanes<T>();
-  const T* from = plane + plan.rows.first[row] * plan.source_w;
-  const A* weight = plan.rows.weight + plan.rows.begin[row];
   const int64_t count = plan.rows.count[row], w = plan.source_w;
-  if (count == 2) {
-    const auto w0 = splat<L>(weight[0]), w1 = splat<L>(weight[1]);
-    for (int64_t j = 0; j < w; j += L) {
-      write(line + j, load_up_to<L>(from + j, w - j) * w0 + load_up_to<L>(from + w + j, w - j) * w1);
-    }
-    return;
-  }
-  for (int64_t j = 0; j < w; j += L) {
-    Vec<A, L> sum{};
-    for (int64_t k = 0; k < count; ++k) {
-      const auto v = load_up_to<L>(from + k * w + j, w - j) * splat<L>(weight[k]);
-      sum = k ? sum + v : v;
-    }
+  const T* from = plane + plan.rows.first[row] * w;
+  const A* weight = plan.rows.weight + plan.rows.begin[row];
+  const auto at = LIGHTKERNELS_LAMBDA(int64_t j, auto&& load) {
+    Vec<A, L> sum = load(from + j) * splat<L>(weight[0]);
+    for (int64_t k = 1; k < count; ++k) sum += load(from + k * w + j) * splat<L>(weight[k]);
     write(line + j, sum);
-  }
+  };
+  if (count == 0) return std::fill(line, line + w, A(0));
+  int64_t j = 0;
+  for (; j + L <= w; j += L) at(j, LIGHTKERNELS_LAMBDA(const T* p) { return load<L>(p); });
+  if (j < w) at(j, [&](const T* p) { return load_first<L>(p, w - j); });
 }
 
 template <int L, class A>
@@ -188,38 +188,47 @@ LIGHTKERNELS_INLINE Vec<A, L / 2> fold(Vec<A, L> v) {
   return half[0] + half[1];
 }
 
-// y = the weighted sums of the line's elements, and add.
+// y = the weighted sums of the line's elements, and add. `kVectors` of each block, if it is not 0.
+template <int64_t kVectors, bool kFold, class A, class T>
+void blend_blocks(const Columns<A>& columns, int64_t dests, const A* line, const T* add, T* y) {
+  constexpr int L = lanes<T>(), D = kFold ? L / 2 : L;
+  const int64_t vectors = kVectors ? kVectors : columns.vectors;
+  for (int64_t b = 0; b < columns.blocks; ++b) {
+    const int64_t d = std::min(b * D, dests - D);
+    const auto low = read<Vec<A, L>>(line + columns.base[b]), high = read<Vec<A, L>>(line + columns.base[b] + L);
+    Vec<A, L> sum{};
+    for (int64_t k = 0; k < vectors; ++k) {
+      const int64_t at = (b * vectors + k) * L;
+      const auto weight = read<Vec<A, L>>(columns.weight + at);
+      const auto v = pick<L, A>(low, high, read<Vec<SignedOf<sizeof(A)>, L>>(columns.lane + at));
+      sum += weight != A(0) ? v * weight : Vec<A, L>{};  // where there is no tap, not even a NaN is
+    }
+    Vec<A, D> result;
+    if constexpr (kFold) {
+      result = fold<L, A>(sum);
+    } else {
+      result = sum;
+    }
+    if (add) result += load<D>(add + d);
+    store<D>(y + d, result);
+  }
+}
+
 template <class A, class T>
 void blend_columns(const Plan<A>& plan, const A* line, const T* add, T* y) {
-  constexpr int L = lanes<T>(), kHalf = L / 2;
   const Taps<A>& taps = plan.columns;
-  if (!plan.vectors.fits) {
-    for (int64_t d = 0; d < taps.dests; ++d) {
-      A sum = 0;
-      for (int64_t k = 0; k < taps.count[d]; ++k) {
-        const A term = line[taps.first[d] + k] * taps.weight[taps.begin[d] + k];
-        sum = k ? sum + term : term;
-      }
-      if (add) sum += load<1>(add + d)[0];
-      store<1>(y + d, Vec<A, 1>{sum});
-    }
-    return;
+  const Columns<A>& columns = plan.vectors;
+  if (columns.block == columns.L && columns.vectors == 2) {
+    return blend_blocks<2, false, A, T>(columns, taps.dests, line, add, y);
   }
-  const Columns<A>& vectors = plan.vectors;
-  const int64_t pairs = taps.most / 2;
-  for (int64_t b = 0; b < vectors.blocks; ++b) {
-    const int64_t d = vectors.place(taps.dests, b);
-    const auto low = read<Vec<A, L>>(line + vectors.base[b]), high = read<Vec<A, L>>(line + vectors.base[b] + L);
-    Vec<A, L> sum{};
-    for (int64_t k = 0; k < pairs; ++k) {
-      const int64_t at = (b * pairs + k) * L;
-      const auto weight = read<Vec<A, L>>(vectors.weight + at);
-      const auto v = pick<L, A>(low, high, read<Vec<SignedOf<sizeof(A)>, L>>(vectors.lane + at));
-      sum += weight != A(0) ? v * weight : Vec<A, L>{};  // no tap: not even a NaN
-    }
-    auto result = fold<L, A>(sum);
-    if (add) result += load<kHalf>(add + d);
-    store<kHalf>(y + d, result);
+  if (columns.block == columns.L) return blend_blocks<0, false, A, T>(columns, taps.dests, line, add, y);
+  if (columns.block && columns.vectors == 2) return blend_blocks<2, true, A, T>(columns, taps.dests, line, add, y);
+  if (columns.block) return blend_blocks<0, true, A, T>(columns, taps.dests, line, add, y);
+  for (int64_t d = 0; d < taps.dests; ++d) {
+    A sum = 0;
+    for (int64_t k = 0; k < taps.count[d]; ++k) sum += line[taps.first[d] + k] * taps.weight[taps.begin[d] + k];
+    if (add) sum += load<1>(add + d)[0];
+    store<1>(y + d, Vec<A, 1>{sum});
   }
 }
 
@@ -238,45 +247,56 @@ void planes(const Plan<A>& plan, const Launch& launch, const T* x, const T* add,
 }
 
 // --- pixels ----------------------------------------------------------------------------------------------------------
-// One pixel of y: the weighted sum of a rectangle of pixels.
-template <int L, class A, class T>
-LIGHTKERNELS_INLINE void blend_pixel(const Plan<A>& plan, int64_t row, int64_t column, int64_t c, const T* image,
-                                     const T* add, T* y) {
+// One pixel of y: the weighted sum of a rectangle of pixels, KW of them across if that is not 0.
+template <int KW, bool kStream, class A, class T>
+void blend_pixel(const Plan<A>& plan, int64_t row, int64_t column, int64_t c, const T* image, const T* add, T* y) {
+  constexpr int L = lanes<T>();
   const Taps<A>&rows = plan.rows, &columns = plan.columns;
   const A *wh = rows.weight + rows.begin[row], *ww = columns.weight + columns.begin[column];
-  const int64_t kh = rows.count[row], kw = columns.count[column];
+  const int64_t kh = rows.count[row], kw = KW ? KW : columns.count[column], line = plan.source_w * c;
   const T* first = image + (rows.first[row] * plan.source_w + columns.first[column]) * c;
-  const auto at = LIGHTKERNELS_LAMBDA(int64_t i, int64_t count) {
+  const auto at = LIGHTKERNELS_LAMBDA(int64_t i, auto&& load) {
     Vec<A, L> sum{};
     for (int64_t u = 0; u < kh; ++u) {
-      const T* from = first + u * plan.source_w * c + i;
-      Vec<A, L> line{};
-      for (int64_t v = 0; v < kw; ++v) {
-        const auto term = load_up_to<L>(from + v * c, count) * splat<L>(ww[v]);
-        line = v ? line + term : term;
-      }
-      line *= splat<L>(wh[u]);
-      sum = u ? sum + line : line;
+      const T* from = first + u * line + i;
+      Vec<A, L> across = load(from) * splat<L>(ww[0]);
+      for (int64_t v = 1; v < kw; ++v) across += load(from + v * c) * splat<L>(ww[v]);
+      sum += across * splat<L>(wh[u]);
     }
-    if (add) sum += load_up_to<L>(add + i, count);
-    store_up_to<L>(y + i, sum, count);
+    return sum;
   };
+  if (kw == 0) return static_cast<void>(std::fill(y, y + c, T{}));
   int64_t i = 0;
-  for (; i + L <= c; i += L) at(i, L);
-  if (i < c) at(i, c - i);
+  for (; i + L <= c; i += L) {
+    auto sum = at(i, LIGHTKERNELS_LAMBDA(const T* p) { return load<L>(p); });
+    if (add) sum += load<L>(add + i);
+    if constexpr (kStream) {
+      stream<L>(y + i, sum);
+    } else {
+      store<L>(y + i, sum);
+    }
+  }
+  if (i == c) return;
+  auto sum = at(i, [&](const T* p) { return load_first<L>(p, c - i); });
+  if (add) sum += load_first<L>(add + i, c - i);
+  store_first<L>(y + i, sum, c - i);
 }
 
-template <class A, class T>
+template <bool kStream, class A, class T>
 void pixels(const Plan<A>& plan, const Launch& launch, int64_t c, const T* x, const T* add, T* y) {
   launch.parallel(plan.units, plan.grain, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t row = unit % plan.dest_h;
       const T* image = x + unit / plan.dest_h * plan.source_h * plan.source_w * c;
       for (int64_t column = 0; column < plan.dest_w; ++column) {
-        const int64_t at = (unit * plan.dest_w + column) * c;
-        blend_pixel<lanes<T>(), A, T>(plan, row, column, c, image, add ? add + at : nullptr, y + at);
+        const int64_t at = (unit * plan.dest_w + column) * c, count = plan.columns.count[column];
+        const auto of = count == 2   ? blend_pixel<2, kStream, A, T>
+                        : count == 4 ? blend_pixel<4, kStream, A, T>
+                                     : blend_pixel<0, kStream, A, T>;
+        of(plan, row, column, c, image, add ? add + at : nullptr, y + at);
       }
     }
+    finish_streams();
   });
 }
 
@@ -285,7 +305,14 @@ void blend(const Upsample2dParams& p, const Launch& launch, bool transposed, con
   Plan<Acc<T>> plan(p, transposed, launch.workspace);
   plan.fill(p, transposed);
   const T *from = static_cast<const T*>(x), *add = transposed ? nullptr : static_cast<const T*>(p.add);
-  if (p.channels_last) return pixels<Acc<T>, T>(plan, launch, p.c, from, add, static_cast<T*>(y));
+  if (p.channels_last) {
+    const int64_t count = plan.units * plan.dest_w * p.c;
+    const bool whole = std::is_same_v<T, float> && p.c % lanes<T>() == 0 && reinterpret_cast<uintptr_t>(y) % 64 == 0;
+    if (kStreams && whole && count * p.bytes >= kBeyondCaches) {
+      return pixels<kStreams, Acc<T>, T>(plan, launch, p.c, from, add, static_cast<T*>(y));
+    }
+    return pixels<false, Acc<T>, T>(plan, launch, p.c, from, add, static_cast<T*>(y));
+  }
   planes<Acc<T>, T>(plan, launch, from, add, static_cast<T*>(y));
 }
 

@@ -6,19 +6,25 @@
 namespace lightkernels {
 namespace {
 
-Resample mode_of(const char* op, const std::string& name) {
-  if (name == "nearest") return Resample::kNearest;
-  if (name == "nearest-exact") return Resample::kNearestExact;
-  if (name == "bilinear") return Resample::kBilinear;
+enum class Mode { kNearest, kNearestExact, kBilinear };
+
+Mode mode_of(const char* op, const std::string& name) {
+  if (name == "nearest") return Mode::kNearest;
+  if (name == "nearest-exact") return Mode::kNearestExact;
+  if (name == "bilinear") return Mode::kBilinear;
   fail(op, ": mode must be one of nearest, nearest-exact, bilinear, got '", name, "'");
 }
 
-// Inputs to an output, as torch has it (ATen/native/UpSample.h): a scale that is given decides, not the sizes.
+// torch's coordinates (ATen/native/UpSample.h), in A: a scale that is given decides, not the sizes. But sizes that
+// stay, and of nearest those that double, come before any scale.
 template <class A>
-double step(bool align_corners, std::optional<double> scale, int64_t in, int64_t out) {
-  if (align_corners) return out > 1 ? static_cast<A>(in - 1) / static_cast<A>(out - 1) : A(0);
-  if (scale && *scale > 0) return static_cast<A>(1.0 / *scale);
-  return static_cast<A>(in) / static_cast<A>(out);
+ResampleAxis axis_of(Mode mode, bool align_corners, std::optional<double> scale, int64_t in, int64_t out) {
+  if (out == in && mode != Mode::kNearestExact) return {in, out, 1, 0};
+  if (out == 2 * in && mode == Mode::kNearest) return {in, out, 0.5, 0};
+  const double half = mode == Mode::kNearest || align_corners ? 0 : 0.5;
+  if (align_corners) return {in, out, out > 1 ? static_cast<A>(in - 1) / static_cast<A>(out - 1) : A(0), half};
+  if (scale && *scale > 0) return {in, out, static_cast<A>(1.0 / *scale), half};
+  return {in, out, static_cast<A>(in) / static_cast<A>(out), half};
 }
 
 void check_rank(const char* op, const char* name, const View& x) {
@@ -30,17 +36,16 @@ Upsample2dParams params(const char* op, const View& x, int64_t ih, int64_t iw, i
                         std::optional<double> scale_h, std::optional<double> scale_w, const std::string& mode,
                         bool align_corners) {
   Upsample2dParams p{};
-  p.mode = mode_of(op, mode);
-  if (align_corners && p.mode != Resample::kBilinear) fail(op, ": align_corners belongs to bilinear");
+  const Mode kind = mode_of(op, mode);
+  p.bilinear = kind == Mode::kBilinear;
+  if (align_corners && !p.bilinear) fail(op, ": align_corners belongs to bilinear");
   if (ih < 1 || iw < 1 || oh < 1 || ow < 1) {
     fail(op, ": sizes must be positive, got [", ih, ", ", iw, "] and [", oh, ", ", ow, "]");
   }
-  p.n = x.sizes[0], p.c = x.sizes[1], p.ih = ih, p.iw = iw, p.oh = oh, p.ow = ow;
-  p.align_corners = align_corners;
+  p.n = x.sizes[0], p.c = x.sizes[1];
   p.bytes = static_cast<int64_t>(aoti_torch_dtype_element_size(x.dtype));
-  const bool wide = p.mode == Resample::kBilinear && x.dtype == aoti_torch_dtype_float64();
-  const auto of = wide ? step<double> : step<float>;
-  p.step_h = of(align_corners, scale_h, ih, oh), p.step_w = of(align_corners, scale_w, iw, ow);
+  const auto of = p.bilinear && x.dtype == aoti_torch_dtype_float64() ? axis_of<double> : axis_of<float>;
+  p.h = of(kind, align_corners, scale_h, ih, oh), p.w = of(kind, align_corners, scale_w, iw, ow);
   return p;
 }
 
@@ -60,12 +65,13 @@ void* dense(const Tensor& t_, bool channels_last, std::optional<Tensor>& copy) {
 }
 
 // How many outputs there are to each input, if they are as many along the whole axis; else 0.
-int64_t repeats(Resample mode, double step, int64_t in, int64_t out) {
-  if (out % in) return 0;
-  for (int64_t o = 0; o < out; ++o) {
-    if (source_of<float>(mode, false, step, in, out, o).lower != o / (out / in)) return 0;
+int64_t repeats(const ResampleAxis& axis) {
+  const int64_t times = axis.out / axis.in;
+  if (axis.out % axis.in) return 0;
+  for (int64_t o = 0; o < axis.out; ++o) {
+    if (source_of<float>(false, axis, o).lower != o / times) return 0;
   }
-  return out / in;
+  return times;
 }
 
 Tensor forward(const Tensor& x_, const Ints& size, std::optional<double> scale_h, std::optional<double> scale_w,
@@ -75,8 +81,8 @@ Tensor forward(const Tensor& x_, const Ints& size, std::optional<double> scale_h
   check_rank(op, "x", x);
   if (size.size() != 2) fail(op, ": size must be (height, width), got ", show(size));
   auto p = params(op, x, x.sizes[2], x.sizes[3], size[0], size[1], scale_h, scale_w, mode, align_corners);
-  const Ints sizes = {p.n, p.c, p.oh, p.ow};
-  const bool only_moves = p.mode != Resample::kBilinear && !add_;
+  const Ints sizes = {p.n, p.c, p.h.out, p.w.out};
+  const bool only_moves = !p.bilinear && !add_;
   if (x.dtype != aoti_torch_dtype_uint8() || !only_moves) p.dtype = dtype_of(op, x);
   if (add_) {
     const View add(*add_);
@@ -87,12 +93,12 @@ Tensor forward(const Tensor& x_, const Ints& size, std::optional<double> scale_h
     if (!add.same_place(x)) fail(op, ": tensors must be on one device, add is on another than x");
   }
   if (only_moves && p.n * p.c > 0) {
-    const int64_t rh = repeats(p.mode, p.step_h, p.ih, p.oh), rw = repeats(p.mode, p.step_w, p.iw, p.ow);
+    const int64_t rh = repeats(p.h), rw = repeats(p.w);
     if (rh && rw) {
       return move(x_, sizes, machine::upsample2d_repeat, [&](const View& x, const View& y) {
-        return MoveAxes{{p.n, x.strides[0], y.strides[0]},       {p.c, x.strides[1], y.strides[1]},
-                        {p.ih, x.strides[2], rh * y.strides[2]}, {rh, 0, y.strides[2]},
-                        {p.iw, x.strides[3], rw * y.strides[3]}, {rw, 0, y.strides[3]}};
+        return MoveAxes{{p.n, x.strides[0], y.strides[0]},         {p.c, x.strides[1], y.strides[1]},
+                        {p.h.in, x.strides[2], rh * y.strides[2]}, {rh, 0, y.strides[2]},
+                        {p.w.in, x.strides[3], rw * y.strides[3]}, {rw, 0, y.strides[3]}};
       });
     }
   }
@@ -115,7 +121,7 @@ Tensor backward(const Tensor& dy_, const Ints& size, std::optional<double> scale
   if (size.size() != 2) fail(op, ": size must be (height, width), got ", show(size));
   auto p = params(op, dy, size[0], size[1], dy.sizes[2], dy.sizes[3], scale_h, scale_w, mode, align_corners);
   p.dtype = dtype_of(op, dy);
-  Tensor dx = empty_as(dy, {p.n, p.c, p.ih, p.iw});
+  Tensor dx = empty_as(dy, {p.n, p.c, p.h.in, p.w.in});
   if (p.n * p.c == 0) return dx;
   std::optional<Tensor> copy;
   p.channels_last = is_channels_last(dy);

@@ -38,33 +38,31 @@ struct Taps {
   int64_t *first, *count, *begin;
   A* weight;
 
-  Taps(Memory& memory, bool transposed, int64_t in, int64_t out)
-      : dests(transposed ? in : out),
+  Taps(Memory& memory, bool transposed, const ResampleAxis& axis)
+      : dests(transposed ? axis.in : axis.out),
         first(memory.take<int64_t>(dests)),
         count(memory.take<int64_t>(dests)),
         begin(memory.take<int64_t>(dests)),
-        weight(memory.take<A>(2 * out)) {}
+        weight(memory.take<A>(2 * axis.out)) {}
 
   // Forward, or of the transposed matrix.
-  void fill(const Upsample2dParams& p, bool transposed, double step, int64_t in, int64_t out) {
-    const auto source = [&](int64_t o) { return source_of<A>(p.mode, p.align_corners, step, in, out, o); };
+  void fill(bool transposed, bool bilinear, const ResampleAxis& axis) {
+    const auto source = [&](int64_t o) { return source_of<A>(bilinear, axis, o); };
     int64_t used = 0;
-    const bool linear = p.mode == Resample::kBilinear;
     for (int64_t d = 0, o = 0; d < dests; ++d) {
       begin[d] = used;
       if (!transposed) {
         const auto s = source(d);
         first[d] = s.lower;
-        weight[used++] = linear && s.upper > s.lower ? A(1) - s.upper_weight : A(1);
-        if (linear && s.upper > s.lower) weight[used++] = s.upper_weight;
+        weight[used++] = s.upper > s.lower ? A(1) - s.upper_weight : A(1);
+        if (s.upper > s.lower) weight[used++] = s.upper_weight;
       } else {
-        while (o < out && (linear ? source(o).upper : source(o).lower) < d) ++o;
+        while (o < axis.out && source(o).upper < d) ++o;
         first[d] = o;
-        for (int64_t to = o; to < out; ++to) {
+        for (int64_t to = o; to < axis.out; ++to) {
           const auto s = source(to);
           if (s.lower > d) break;
-          const bool both = !linear || s.upper == s.lower;
-          weight[used++] = both ? A(1) : s.lower == d ? A(1) - s.upper_weight : s.upper_weight;
+          weight[used++] = s.upper == s.lower ? A(1) : s.lower == d ? A(1) - s.upper_weight : s.upper_weight;
         }
       }
       count[d] = used - begin[d];
@@ -143,21 +141,21 @@ struct Plan {
   A* lines;  // [slots, source_w + kPadding]
 
   Plan(const Upsample2dParams& p, bool transposed, void* workspace)
-      : dest_h(transposed ? p.ih : p.oh),
-        dest_w(transposed ? p.iw : p.ow),
-        source_h(transposed ? p.oh : p.ih),
-        source_w(transposed ? p.ow : p.iw),
+      : dest_h(transposed ? p.h.in : p.h.out),
+        dest_w(transposed ? p.w.in : p.w.out),
+        source_h(transposed ? p.h.out : p.h.in),
+        source_w(transposed ? p.w.out : p.w.in),
         units(p.n * (p.channels_last ? 1 : p.c) * dest_h),
         grain(1 + kGrain / (std::max(dest_w, source_w) * (p.channels_last ? p.c : 1))),
         memory(workspace),
-        rows(memory, transposed, p.ih, p.oh),
-        columns(memory, transposed, p.iw, p.ow),
+        rows(memory, transposed, p.h),
+        columns(memory, transposed, p.w),
         vectors(memory, dest_w, transposed ? 2 * (source_w / dest_w) + 2 : 2),
         lines(memory.take<A>(Launch::slots(units, grain) * (source_w + kPadding))) {}
 
   void fill(const Upsample2dParams& p, bool transposed) {
-    rows.fill(p, transposed, p.step_h, p.ih, p.oh);
-    columns.fill(p, transposed, p.step_w, p.iw, p.ow);
+    rows.fill(transposed, p.bilinear, p.h);
+    columns.fill(transposed, p.bilinear, p.w);
     if (!p.channels_last) vectors.fill(columns);
   }
 };
@@ -320,23 +318,23 @@ void blend(const Upsample2dParams& p, const Launch& launch, bool transposed, con
 template <class S>
 void nearest(const Upsample2dParams& p, const Launch& launch) {
   Memory memory(launch.workspace);
-  int64_t *row_of = memory.take<int64_t>(p.oh), *column_of = memory.take<int64_t>(p.ow);
-  for (int64_t o = 0; o < p.oh; ++o) row_of[o] = source_of<float>(p.mode, false, p.step_h, p.ih, p.oh, o).lower;
-  for (int64_t o = 0; o < p.ow; ++o) column_of[o] = source_of<float>(p.mode, false, p.step_w, p.iw, p.ow, o).lower;
-  const int64_t c = p.channels_last ? p.c : 1, units = p.n * (p.channels_last ? 1 : p.c) * p.oh;
-  launch.parallel(units, 1 + kGrain / (p.ow * c), [&](int64_t begin, int64_t end) {
+  int64_t *row_of = memory.take<int64_t>(p.h.out), *column_of = memory.take<int64_t>(p.w.out);
+  for (int64_t o = 0; o < p.h.out; ++o) row_of[o] = source_of<float>(false, p.h, o).lower;
+  for (int64_t o = 0; o < p.w.out; ++o) column_of[o] = source_of<float>(false, p.w, o).lower;
+  const int64_t c = p.channels_last ? p.c : 1, units = p.n * (p.channels_last ? 1 : p.c) * p.h.out;
+  launch.parallel(units, 1 + kGrain / (p.w.out * c), [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t row = unit % p.oh;
-      S* y = static_cast<S*>(p.y) + unit * p.ow * c;
+      const int64_t row = unit % p.h.out;
+      S* y = static_cast<S*>(p.y) + unit * p.w.out * c;
       if (unit > begin && row && row_of[row] == row_of[row - 1]) {
-        std::memcpy(y, y - p.ow * c, p.ow * c * sizeof(S));
+        std::memcpy(y, y - p.w.out * c, p.w.out * c * sizeof(S));
         continue;
       }
-      const S* x = static_cast<const S*>(p.x) + (unit / p.oh * p.ih + row_of[row]) * p.iw * c;
+      const S* x = static_cast<const S*>(p.x) + (unit / p.h.out * p.h.in + row_of[row]) * p.w.in * c;
       if (c == 1) {
-        for (int64_t o = 0; o < p.ow; ++o) y[o] = x[column_of[o]];
+        for (int64_t o = 0; o < p.w.out; ++o) y[o] = x[column_of[o]];
       } else {
-        for (int64_t o = 0; o < p.ow; ++o) std::memcpy(y + o * c, x + column_of[o] * c, c * sizeof(S));
+        for (int64_t o = 0; o < p.w.out; ++o) std::memcpy(y + o * c, x + column_of[o] * c, c * sizeof(S));
       }
     }
   });
@@ -353,7 +351,7 @@ int64_t upsample2d_workspace(const Upsample2dParams& p) {
 }
 
 void upsample2d_forward(const Upsample2dParams& p, const Launch& launch) {
-  if (p.mode != Resample::kBilinear && !p.add) {
+  if (!p.bilinear && !p.add) {
     if (p.bytes == 1) return nearest<uint8_t>(p, launch);
     if (p.bytes == 2) return nearest<uint16_t>(p, launch);
     return p.bytes == 4 ? nearest<uint32_t>(p, launch) : nearest<uint64_t>(p, launch);

@@ -60,34 +60,38 @@ def _backward_fake(dy, size, scale_h, scale_w, mode, align_corners):
 
 
 # --- coordinates ------------------------------------------------------------------------------------------------------
-def step(inputs: int, outputs: int, scale: float | None, align_corners: bool, dtype: torch.dtype) -> Tensor:
-    """Inputs to an output, in `dtype`: a scale that is given decides, not the sizes."""
+def axis(inputs: int, outputs: int, scale: float | None, mode: str, align_corners: bool, dtype: torch.dtype):
+    """(step, half), in `dtype`: output o lies at input (o + half) * step, of bilinear minus half again.
+
+    These are torch's coordinates (ATen/native/UpSample.h), to the last bit: a scale that is given decides, not the
+    sizes. But sizes that stay, and of nearest those that double, come before any scale.
+    """
+    if outputs == inputs and mode != "nearest-exact":
+        return torch.tensor(1.0, dtype=dtype), 0.0
+    if outputs == 2 * inputs and mode == "nearest":
+        return torch.tensor(0.5, dtype=dtype), 0.0
+    half = 0.0 if mode == "nearest" or align_corners else 0.5
     if align_corners:
-        return torch.tensor(inputs - 1, dtype=dtype) / max(outputs - 1, 1) * (outputs > 1)
+        return torch.tensor(inputs - 1, dtype=dtype) / max(outputs - 1, 1) * (outputs > 1), half
     if scale is not None and scale > 0:
-        return torch.tensor(1.0 / scale, dtype=torch.float64).to(dtype)
-    return torch.tensor(inputs, dtype=dtype) / outputs
+        return torch.tensor(1.0 / scale, dtype=torch.float64).to(dtype), half
+    return torch.tensor(inputs, dtype=dtype) / outputs, half
+
+
+def coordinates_of(mode: str, dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 and mode == "bilinear" else torch.float32
 
 
 def sources(inputs: int, outputs: int, scale: float | None, mode: str, align_corners: bool, dtype: torch.dtype):
-    """(lower, upper, weight of upper) [outputs] of one axis, as torch has them, to the last bit.
-
-    Coordinates are float32, but bilinear's of float64. Sizes that stay, and of nearest those that double, come before
-    any scale.
-    """
-    wide = torch.float64 if dtype == torch.float64 and mode == "bilinear" else torch.float32
-    at = torch.arange(outputs, dtype=wide)
-    half = 0.0 if mode == "nearest" or align_corners else 0.5
-    if outputs == inputs and mode != "nearest-exact":
-        return at.long(), at.long(), torch.zeros_like(at)
-    if outputs == 2 * inputs and mode == "nearest":
-        return at.long() // 2, at.long() // 2, torch.zeros_like(at)
-    at = (at + half) * step(inputs, outputs, scale, align_corners, wide)
-    if mode != "bilinear":
-        lower = at.floor().clamp(max=inputs - 1).long()
-        return lower, lower, torch.zeros_like(at)
-    at = (at - half).clamp(min=0)
+    """(lower, upper, weight of upper) [outputs] of one axis."""
+    wide = coordinates_of(mode, dtype)
+    step, half = axis(inputs, outputs, scale, mode, align_corners, wide)
+    at = (torch.arange(outputs, dtype=wide) + half) * step
+    if mode == "bilinear":
+        at = (at - half).clamp(min=0)
     lower = at.floor().clamp(max=inputs - 1).long()
+    if mode != "bilinear":
+        return lower, lower, torch.zeros_like(at)
     return lower, (lower + 1).clamp(max=inputs - 1), (at - lower).clamp(max=1)
 
 

@@ -67,15 +67,15 @@ def axis(inputs: int, outputs: int, scale: float | None, mode: str, align_corner
     sizes. But sizes that stay, and of nearest those that double, come before any scale.
     """
     if outputs == inputs and mode != "nearest-exact":
-        return torch.tensor(1.0, dtype=dtype), 0.0
+        return torch.tensor(1.0, dtype=dtype, device="cpu"), 0.0
     if outputs == 2 * inputs and mode == "nearest":
-        return torch.tensor(0.5, dtype=dtype), 0.0
+        return torch.tensor(0.5, dtype=dtype, device="cpu"), 0.0
     half = 0.0 if mode == "nearest" or align_corners else 0.5
     if align_corners:
-        return torch.tensor(inputs - 1, dtype=dtype) / max(outputs - 1, 1) * (outputs > 1), half
+        return torch.tensor(inputs - 1, dtype=dtype, device="cpu") / max(outputs - 1, 1) * (outputs > 1), half
     if scale is not None and scale > 0:
-        return torch.tensor(1.0 / scale, dtype=torch.float64).to(dtype), half
-    return torch.tensor(inputs, dtype=dtype) / outputs, half
+        return torch.tensor(1.0 / scale, dtype=torch.float64, device="cpu").to(dtype), half
+    return torch.tensor(inputs, dtype=dtype, device="cpu") / outputs, half
 
 
 def coordinates_of(mode: str, dtype: torch.dtype) -> torch.dtype:
@@ -86,7 +86,7 @@ def sources(inputs: int, outputs: int, scale: float | None, mode: str, align_cor
     """(lower, upper, weight of upper) [outputs] of one axis."""
     wide = coordinates_of(mode, dtype)
     step, half = axis(inputs, outputs, scale, mode, align_corners, wide)
-    at = (torch.arange(outputs, dtype=wide) + half) * step
+    at = (torch.arange(outputs, dtype=wide, device="cpu") + half) * step
     if mode == "bilinear":
         at = (at - half).clamp(min=0)
     lower = at.floor().clamp(max=inputs - 1).long()

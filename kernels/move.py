@@ -21,7 +21,7 @@ class Axis(NamedTuple):
     y: int
 
 
-# traffic: l2 1.00, loads 1.00, stores 1.00, shared 1.00 (tests/test_gpu_traffic.py)
+# traffic: l2 1.00, loads 2.00, stores 1.00, shared 1.00 (tests/test_gpu_traffic.py)
 @triton.jit
 def move_kernel(
     x, y,

@@ -66,7 +66,7 @@ struct Tile {
 
 // W elements at once. Position e of the tile in the order of streams is row, stream and element; in the other, row,
 // element and stream.
-// traffic: l2 1.00, loads 1.00, stores 1.00, shared 1.00 (tests/test_gpu_traffic.py)
+// traffic: l2 1.00, loads 1.00, stores 1.00, shared 5.12 (tests/test_gpu_traffic.py)
 template <int BYTES, int W, bool APART>
 __global__ void __launch_bounds__(kThreads) move_streams(MoveParams p, Outer outer, Tile tile) {
   using E = typename Word<BYTES>::type;

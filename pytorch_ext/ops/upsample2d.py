@@ -244,7 +244,7 @@ def upsample2d(
         raise ValueError("either size or scale_factor must be given, and not both")
     if recompute_scale_factor and size is not None:
         raise ValueError("recompute_scale_factor belongs to scale_factor")
-    scales: tuple[Any, Any] = (None, None)
+    scales: tuple[Any, ...] = (None, None)
     if scale_factor is not None:
         scales = tuple(float(s) for s in _two(scale_factor, "scale_factor"))
         sizes: tuple[Any, ...] = tuple(int(n * s) for n, s in zip(x.shape[-2:], scales, strict=True))

@@ -295,7 +295,10 @@ def shortened(demangled: str) -> tuple[str, tuple[str, ...]]:
 
 def measure_cuda(archs: Sequence[int], sources: Iterable[Path] | None = None) -> list[Variant]:
     written, found = cuda_kernels(), []
+    places = {kernel.path for kernel in written.values()}
     for source in cuda_sources() if sources is None else sources:
+        if not places & set(included(source)):  # an op that is a move of csrc/cuda/move.cu
+            continue
         for arch, cubin in cubins(source, archs).items():
             variants = read(cubin, "cuda", arch)
             names = run("c++filt", *variants).splitlines()

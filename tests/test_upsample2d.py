@@ -43,7 +43,9 @@ def check(
     assert_format(y, x)
     assert_format(dx, dy)
     axes = zip(x.shape[2:], size, scales)
-    h, w = (matrix(*axis, mode, align_corners, x.dtype).to(x.device) for axis in axes)
+    matrices = [matrix(*axis, mode, align_corners, x.dtype) for axis in axes]
+    readers = [int((m != 0).sum(0).max()) for m in matrices]
+    h, w = (m.to(x.device) for m in matrices)
     exact = h @ x.double() @ w.T
     if mode != "bilinear" and add is None:
         assert_exact(y, exact.to(x.dtype))
@@ -51,7 +53,6 @@ def check(
         magnitude = h @ x.double().abs() @ w.T
         added = 0 if add is None else add.double()
         assert_linear(y, exact + added, magnitude + abs(added), 8)
-    readers = [int((m != 0).sum(0).max()) for m in (h, w)]
     assert_linear(dx, h.T @ dy.double() @ w, h.T @ dy.double().abs() @ w, readers[0] * readers[1] + 8)
 
 

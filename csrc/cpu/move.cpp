@@ -167,6 +167,7 @@ void one_by_one(const MoveParams& p, const S* x, S* y, const Rows& rows) {
 }
 
 // Of `bytes`, in vectors that overlap at the end: memcpy's `rep movsb`, which it takes here, is slower.
+template <bool kStream>
 LIGHTKERNELS_INLINE void copy(const char* x, char* y, int64_t bytes) {
   using V = Vec<uint8_t, kVectorBytes>;
   constexpr int64_t L = sizeof(V);
@@ -175,16 +176,16 @@ LIGHTKERNELS_INLINE void copy(const char* x, char* y, int64_t bytes) {
   for (; i + 4 * L <= bytes; i += 4 * L) {
     V v[4];
     unroll<4>(LIGHTKERNELS_LAMBDA(auto k) { v[k] = read<V>(x + i + k * L); });
-    unroll<4>(LIGHTKERNELS_LAMBDA(auto k) { write(y + i + k * L, v[k]); });
+    unroll<4>(LIGHTKERNELS_LAMBDA(auto k) { put<kStream>(y + i + k * L, v[k]); });
   }
-  for (; i + L <= bytes; i += L) write(y + i, read<V>(x + i));
+  for (; i + L <= bytes; i += L) put<kStream>(y + i, read<V>(x + i));
   if (i < bytes) write(y + bytes - L, read<V>(x + bytes - L));
 }
 
-template <class S>
+template <bool kStream, class S>
 void copy_rows(const MoveParams& p, const S* x, S* y, const Rows& rows) {
   for (int64_t row = 0; row < rows.count; ++row, x += rows.x, y += rows.y) {
-    copy(reinterpret_cast<const char*>(x), reinterpret_cast<char*>(y), p.length * sizeof(S));
+    copy<kStream>(reinterpret_cast<const char*>(x), reinterpret_cast<char*>(y), p.length * sizeof(S));
   }
 }
 
@@ -196,7 +197,7 @@ using Loop = void (*)(const MoveParams&, const S*, S*, const Rows&);
 template <int L, class S>
 bool streams(const MoveParams& p) {
   if (!kStreams || L * sizeof(S) != 64 || reinterpret_cast<uintptr_t>(p.y) % 64 || p.length % L) return false;
-  int64_t bytes = p.length * p.ways * p.bytes;
+  int64_t bytes = p.length * std::max<int64_t>(p.ways, 1) * p.bytes;
   for (int64_t a = 0; a < p.outer; ++a) {
     if (p.axes[a].y % L) return false;
     bytes *= p.axes[a].size;
@@ -222,7 +223,9 @@ Loop<S> loop_of_lanes(const MoveParams& p) {
 
 template <class S>
 Loop<S> loop_of(const MoveParams& p) {
-  if (p.innermost == Innermost::kRun) return copy_rows<S>;
+  if (p.innermost == Innermost::kRun) {
+    return streams<64 / sizeof(S), S>(p) ? copy_rows<kStreams, S> : copy_rows<false, S>;
+  }
   if constexpr (sizeof(S) <= 8) {
     // Bytes of different quarters of a register meet slowly.
     constexpr int L = sizeof(S) == 1 ? 16 : kVectorBytes / sizeof(S);
@@ -263,6 +266,13 @@ void over_outer(const MoveParams& p, int64_t begin, int64_t end, F&& f) {
     const int64_t count = std::min(rows.size - first, left);
     f(x + first * rows.x, y + first * rows.y, Rows{count, rows.x, rows.y});
     left -= count;
+    if (outer && count == rows.size) {  // all of the next axis but its last, without a look at the others
+      const MoveAxis& next = p.axes[outer - 1];
+      for (; at[outer - 1] + 1 < next.size && left >= rows.size; left -= rows.size) {
+        ++at[outer - 1], x += next.x, y += next.y;
+        f(x, y, Rows{rows.size, rows.x, rows.y});
+      }
+    }
     for (int64_t a = outer; a-- > 0;) {
       x += p.axes[a].x, y += p.axes[a].y;
       if (++at[a] < p.axes[a].size) break;

@@ -10,7 +10,8 @@
 namespace lightkernels::cpu {
 namespace {
 
-constexpr int64_t kGrain = 16384;           // elements that are worth a thread
+constexpr int64_t kGrain = 16384;  // elements that are worth a thread
+constexpr int64_t kChunks = 32;    // of the work, as many as threads can share evenly: each has a line of its own
 constexpr int64_t kBeyondCaches = 1 << 24;  // bytes of y which, with x, a cache of 32 MiB does not hold
 
 // --- tables of one axis ----------------------------------------------------------------------------------------------
@@ -62,7 +63,12 @@ struct Taps {
         for (int64_t to = o; to < axis.out; ++to) {
           const auto s = source(to);
           if (s.lower > d) break;
-          weight[used++] = s.upper == s.lower ? A(1) : s.lower == d ? A(1) - s.upper_weight : s.upper_weight;
+          const A of = s.upper == s.lower ? A(1) : s.lower == d ? A(1) - s.upper_weight : s.upper_weight;
+          if (of == 0 && used == begin[d]) {
+            first[d] = to + 1;
+          } else {
+            weight[used++] = of;
+          }
         }
       }
       count[d] = used - begin[d];
@@ -134,24 +140,34 @@ template <class A>
 struct Plan {
   static constexpr int64_t kPadding = 2 * lanes<A>();  // a window of two vectors may begin at a row's last element
 
+  int64_t c;  // channels within a column: 1 in planes
   int64_t dest_h, dest_w, source_h, source_w, units, grain;
   Memory memory;
   Taps<A> rows, columns;
   Columns<A> vectors;
-  A* lines;  // [slots, source_w + kPadding]
+  A* lines;  // [slots, source_w * c + kPadding]
 
   Plan(const Upsample2dParams& p, bool transposed, void* workspace)
-      : dest_h(transposed ? p.h.in : p.h.out),
+      : c(p.channels_last ? p.c : 1),
+        dest_h(transposed ? p.h.in : p.h.out),
         dest_w(transposed ? p.w.in : p.w.out),
         source_h(transposed ? p.h.out : p.h.in),
         source_w(transposed ? p.w.out : p.w.in),
-        units(p.n * (p.channels_last ? 1 : p.c) * dest_h),
-        grain(1 + kGrain / (std::max(dest_w, source_w) * (p.channels_last ? p.c : 1))),
+        units(p.n * (p.c / c) * dest_h),
+        grain(std::max(1 + kGrain / (std::max(dest_w, source_w) * c), units / kChunks)),
         memory(workspace),
         rows(memory, transposed, p.h),
         columns(memory, transposed, p.w),
         vectors(memory, dest_w, transposed ? 2 * (source_w / dest_w) + 2 : 2),
-        lines(memory.take<A>(Launch::slots(units, grain) * (source_w + kPadding))) {}
+        lines(memory.take<A>(Launch::slots(units, grain) * (source_w * c + kPadding))) {}
+
+  // A chunk's own; what is behind its end is 0.
+  A* line(int64_t begin) const {
+    const int64_t width = source_w * c;
+    A* result = lines + Launch::slot_of(begin, grain) * (width + kPadding);
+    std::fill(result + width, result + width + kPadding, A(0));
+    return result;
+  }
 
   void fill(const Upsample2dParams& p, bool transposed) {
     rows.fill(transposed, p.bilinear, p.h);
@@ -161,22 +177,39 @@ struct Plan {
 };
 
 // --- planes ----------------------------------------------------------------------------------------------------------
-// line = the weighted sum of a dest row's source rows.
-template <class A, class T>
-void blend_rows(const Plan<A>& plan, int64_t row, const T* plane, A* line) {
+// line = the weighted sum of `K` rows of w elements, or of `count` where K is 0.
+template <int K, class A, class T>
+void blend_lines(const T* from, const A* weight, int64_t count, int64_t w, A* line) {
   constexpr int L = lanes<T>();
-  const int64_t count = plan.rows.count[row], w = plan.source_w;
-  const T* from = plane + plan.rows.first[row] * w;
-  const A* weight = plan.rows.weight + plan.rows.begin[row];
+  if (K) count = K;
   const auto at = LIGHTKERNELS_LAMBDA(int64_t j, auto&& load) {
     Vec<A, L> sum = load(from + j) * splat<L>(weight[0]);
     for (int64_t k = 1; k < count; ++k) sum += load(from + k * w + j) * splat<L>(weight[k]);
     write(line + j, sum);
   };
-  if (count == 0) return std::fill(line, line + w, A(0));
   int64_t j = 0;
   for (; j + L <= w; j += L) at(j, LIGHTKERNELS_LAMBDA(const T* p) { return load<L>(p); });
   if (j < w) at(j, [&](const T* p) { return load_first<L>(p, w - j); });
+}
+
+// line = the weighted sum of a dest row's source rows.
+template <class A, class T>
+void blend_rows(const Plan<A>& plan, int64_t row, const T* plane, A* line) {
+  const int64_t count = plan.rows.count[row], w = plan.source_w * plan.c;
+  const T* from = plane + plan.rows.first[row] * w;
+  const A* weight = plan.rows.weight + plan.rows.begin[row];
+  switch (count) {
+    case 0:
+      return std::fill(line, line + w, A(0));
+    case 1:
+      return blend_lines<1, A, T>(from, weight, count, w, line);
+    case 2:
+      return blend_lines<2, A, T>(from, weight, count, w, line);
+    case 4:
+      return blend_lines<4, A, T>(from, weight, count, w, line);
+    default:
+      return blend_lines<0, A, T>(from, weight, count, w, line);
+  }
 }
 
 template <int L, class A>
@@ -187,7 +220,7 @@ LIGHTKERNELS_INLINE Vec<A, L / 2> fold(Vec<A, L> v) {
 }
 
 // y = the weighted sums of the line's elements, and add. `kVectors` of each block, if it is not 0.
-template <int64_t kVectors, bool kFold, class A, class T>
+template <int64_t kVectors, bool kFold, bool kStream, class A, class T>
 void blend_blocks(const Columns<A>& columns, int64_t dests, const A* line, const T* add, T* y) {
   constexpr int L = lanes<T>(), D = kFold ? L / 2 : L;
   const int64_t vectors = kVectors ? kVectors : columns.vectors;
@@ -208,20 +241,25 @@ void blend_blocks(const Columns<A>& columns, int64_t dests, const A* line, const
       result = sum;
     }
     if (add) result += load<D>(add + d);
-    store<D>(y + d, result);
+    if constexpr (kStream) {
+      stream<D>(y + d, result);
+    } else {
+      store<D>(y + d, result);
+    }
   }
 }
 
-template <class A, class T>
+template <bool kStream, class A, class T>
 void blend_columns(const Plan<A>& plan, const A* line, const T* add, T* y) {
   const Taps<A>& taps = plan.columns;
   const Columns<A>& columns = plan.vectors;
   if (columns.block == columns.L && columns.vectors == 2) {
-    return blend_blocks<2, false, A, T>(columns, taps.dests, line, add, y);
+    return blend_blocks<2, false, kStream, A, T>(columns, taps.dests, line, add, y);
   }
-  if (columns.block == columns.L) return blend_blocks<0, false, A, T>(columns, taps.dests, line, add, y);
-  if (columns.block && columns.vectors == 2) return blend_blocks<2, true, A, T>(columns, taps.dests, line, add, y);
-  if (columns.block) return blend_blocks<0, true, A, T>(columns, taps.dests, line, add, y);
+  if (columns.block == columns.L) return blend_blocks<0, false, false, A, T>(columns, taps.dests, line, add, y);
+  if (columns.block && columns.vectors == 2)
+    return blend_blocks<2, true, false, A, T>(columns, taps.dests, line, add, y);
+  if (columns.block) return blend_blocks<0, true, false, A, T>(columns, taps.dests, line, add, y);
   for (int64_t d = 0; d < taps.dests; ++d) {
     A sum = 0;
     for (int64_t k = 0; k < taps.count[d]; ++k) sum += line[taps.first[d] + k] * taps.weight[taps.begin[d] + k];
@@ -230,68 +268,69 @@ void blend_columns(const Plan<A>& plan, const A* line, const T* add, T* y) {
   }
 }
 
-template <class A, class T>
+template <bool kStream, class A, class T>
 void planes(const Plan<A>& plan, const Launch& launch, const T* x, const T* add, T* y) {
-  const int64_t width = plan.source_w + plan.kPadding;
   launch.parallel(plan.units, plan.grain, [&](int64_t begin, int64_t end) {
-    A* line = plan.lines + Launch::slot_of(begin, plan.grain) * width;
-    std::fill(line + plan.source_w, line + width, A(0));
+    A* line = plan.line(begin);
     for (int64_t unit = begin; unit < end; ++unit) {
       blend_rows<A, T>(plan, unit % plan.dest_h, x + unit / plan.dest_h * plan.source_h * plan.source_w, line);
       const int64_t at = unit * plan.dest_w;
-      blend_columns<A, T>(plan, line, add ? add + at : nullptr, y + at);
+      blend_columns<kStream, A, T>(plan, line, add ? add + at : nullptr, y + at);
     }
+    finish_streams();
   });
 }
 
 // --- pixels ----------------------------------------------------------------------------------------------------------
-// One pixel of y: the weighted sum of a rectangle of pixels, KW of them across if that is not 0.
+// c channels of a pixel of y: the weighted sum of `KW` pixels of the line, or of `count` where KW is 0.
 template <int KW, bool kStream, class A, class T>
-void blend_pixel(const Plan<A>& plan, int64_t row, int64_t column, int64_t c, const T* image, const T* add, T* y) {
+LIGHTKERNELS_INLINE void blend_pixel(const A* line, const A* weight, int64_t count, int64_t c, const T* add, T* y) {
   constexpr int L = lanes<T>();
-  const Taps<A>&rows = plan.rows, &columns = plan.columns;
-  const A *wh = rows.weight + rows.begin[row], *ww = columns.weight + columns.begin[column];
-  const int64_t kh = rows.count[row], kw = KW ? KW : columns.count[column], line = plan.source_w * c;
-  const T* first = image + (rows.first[row] * plan.source_w + columns.first[column]) * c;
-  const auto at = LIGHTKERNELS_LAMBDA(int64_t i, auto&& load) {
-    Vec<A, L> sum{};
-    for (int64_t u = 0; u < kh; ++u) {
-      const T* from = first + u * line + i;
-      Vec<A, L> across = load(from) * splat<L>(ww[0]);
-      for (int64_t v = 1; v < kw; ++v) across += load(from + v * c) * splat<L>(ww[v]);
-      sum += across * splat<L>(wh[u]);
-    }
+  if (KW) count = KW;
+  const auto at = LIGHTKERNELS_LAMBDA(int64_t i) {
+    Vec<A, L> sum = read<Vec<A, L>>(line + i) * splat<L>(weight[0]);
+    for (int64_t v = 1; v < count; ++v) sum += read<Vec<A, L>>(line + v * c + i) * splat<L>(weight[v]);
     return sum;
   };
-  if (kw == 0) return static_cast<void>(std::fill(y, y + c, T{}));
-  int64_t i = 0;
-  for (; i + L <= c; i += L) {
-    auto sum = at(i, LIGHTKERNELS_LAMBDA(const T* p) { return load<L>(p); });
+  const auto whole = LIGHTKERNELS_LAMBDA(int64_t i) {
+    auto sum = at(i);
     if (add) sum += load<L>(add + i);
     if constexpr (kStream) {
       stream<L>(y + i, sum);
     } else {
       store<L>(y + i, sum);
     }
-  }
+  };
+  int64_t i = 0;
+  for (; i + L <= c; i += L) whole(i);
   if (i == c) return;
-  auto sum = at(i, [&](const T* p) { return load_first<L>(p, c - i); });
-  if (add) sum += load_first<L>(add + i, c - i);
-  store_first<L>(y + i, sum, c - i);
+  if (i > 0) return whole(c - L);
+  auto sum = at(0);  // the line goes on behind its end
+  if (add) sum += load_first<L>(add, c);
+  store_first<L>(y, sum, c);
 }
 
 template <bool kStream, class A, class T>
-void pixels(const Plan<A>& plan, const Launch& launch, int64_t c, const T* x, const T* add, T* y) {
+void pixels(const Plan<A>& plan, const Launch& launch, const T* x, const T* add, T* y) {
+  const Taps<A>& columns = plan.columns;
+  const int64_t c = plan.c, width = plan.source_w * c;
   launch.parallel(plan.units, plan.grain, [&](int64_t begin, int64_t end) {
+    A* line = plan.line(begin);
     for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t row = unit % plan.dest_h;
-      const T* image = x + unit / plan.dest_h * plan.source_h * plan.source_w * c;
+      blend_rows<A, T>(plan, unit % plan.dest_h, x + unit / plan.dest_h * plan.source_h * width, line);
       for (int64_t column = 0; column < plan.dest_w; ++column) {
-        const int64_t at = (unit * plan.dest_w + column) * c, count = plan.columns.count[column];
-        const auto of = count == 2   ? blend_pixel<2, kStream, A, T>
-                        : count == 4 ? blend_pixel<4, kStream, A, T>
-                                     : blend_pixel<0, kStream, A, T>;
-        of(plan, row, column, c, image, add ? add + at : nullptr, y + at);
+        const int64_t at = (unit * plan.dest_w + column) * c, count = columns.count[column];
+        const A *from = line + columns.first[column] * c, *weight = columns.weight + columns.begin[column];
+        const T* of_add = add ? add + at : nullptr;
+        if (count == 2) {
+          blend_pixel<2, kStream, A, T>(from, weight, count, c, of_add, y + at);
+        } else if (count == 4) {
+          blend_pixel<4, kStream, A, T>(from, weight, count, c, of_add, y + at);
+        } else if (count) {
+          blend_pixel<0, kStream, A, T>(from, weight, count, c, of_add, y + at);
+        } else {
+          std::fill(y + at, y + at + c, T{});
+        }
       }
     }
     finish_streams();
@@ -303,15 +342,14 @@ void blend(const Upsample2dParams& p, const Launch& launch, bool transposed, con
   Plan<Acc<T>> plan(p, transposed, launch.workspace);
   plan.fill(p, transposed);
   const T *from = static_cast<const T*>(x), *add = transposed ? nullptr : static_cast<const T*>(p.add);
-  if (p.channels_last) {
-    const int64_t count = plan.units * plan.dest_w * p.c;
-    const bool whole = std::is_same_v<T, float> && p.c % lanes<T>() == 0 && reinterpret_cast<uintptr_t>(y) % 64 == 0;
-    if (kStreams && whole && count * p.bytes >= kBeyondCaches) {
-      return pixels<kStreams, Acc<T>, T>(plan, launch, p.c, from, add, static_cast<T*>(y));
-    }
-    return pixels<false, Acc<T>, T>(plan, launch, p.c, from, add, static_cast<T*>(y));
-  }
-  planes<Acc<T>, T>(plan, launch, from, add, static_cast<T*>(y));
+  // Whole lines of a result that no cache holds go past them.
+  const int64_t line = p.channels_last ? p.c : plan.dest_w, count = plan.units * plan.dest_w * plan.c;
+  const bool whole = line % lanes<T>() == 0 && reinterpret_cast<uintptr_t>(y) % 64 == 0;
+  constexpr bool kMay = kStreams && std::is_same_v<T, float>;
+  const bool past = kMay && whole && count * p.bytes >= kBeyondCaches;
+  const auto run = p.channels_last ? (past ? pixels<kMay, Acc<T>, T> : pixels<false, Acc<T>, T>)
+                                   : (past ? planes<kMay, Acc<T>, T> : planes<false, Acc<T>, T>);
+  run(plan, launch, from, add, static_cast<T*>(y));
 }
 
 // --- nearest, of any element -----------------------------------------------------------------------------------------

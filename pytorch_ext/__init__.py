@@ -7,7 +7,7 @@ from .nn import restore, swap
 from .ops.activation import activation
 from .ops.channel_shuffle import channel_shuffle
 from .ops.depthwise_conv2d import depthwise_conv1d, depthwise_conv2d
-from .ops.dilated_conv2d import dilated_conv1d, dilated_conv2d
+from .ops.dilated_conv2d import conv_transpose2d, dilated_conv1d, dilated_conv2d
 from .ops.pixel_shuffle import pixel_shuffle, pixel_unshuffle
 from .ops.pointwise_conv2d import pointwise_conv2d
 from .ops.upsample2d import upsample2d
@@ -18,6 +18,7 @@ __all__ = [
     "ACTIVATIONS",
     "activation",
     "channel_shuffle",
+    "conv_transpose2d",
     "depthwise_conv1d",
     "depthwise_conv2d",
     "dilated_conv1d",

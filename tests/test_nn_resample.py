@@ -22,6 +22,8 @@ MODULES = [
     nn.UpsamplingNearest2d(scale_factor=2),
     nn.UpsamplingBilinear2d(size=(7, 9)),
     nn.UpsamplingBilinear2d(scale_factor=2),
+    nn.ConvTranspose2d(9, 6, (3, 4), stride=2, padding=1, output_padding=(1, 0), groups=3),
+    nn.ConvTranspose2d(9, 4, 2, stride=1, output_padding=1, dilation=2, bias=False),  # torch's own answers
 ]
 
 
@@ -77,6 +79,24 @@ def test_swap_and_restore():
     assert [type(module) for module in model] == kinds
     assert "_swapped" not in model[1].__dict__
     assert swap(model, resample=False).left["1"] == "it resamples, which was not asked for"
+
+
+def test_output_size_of_a_transposed_convolution():
+    module, x = nn.ConvTranspose2d(3, 2, 3, stride=3), torch.randn(1, 3, 4, 5)
+    torch.testing.assert_close(ours(module)(x, output_size=(14, 15)), module(x, output_size=(14, 15)))
+
+
+def test_icnr_begins_as_nearest_upsampling():
+    """SPEC 12.2: shuffle(conv(x)) = nearest(conv0(x))."""
+    conv = nn.Conv2d(3, 18, 3, bias=False)
+    assert pytorch_ext.nn.icnr_(conv.weight, 3) is conv.weight
+    x, small = torch.randn(1, 3, 6, 7), nn.Conv2d(3, 2, 3, bias=False)
+    small.weight.data = conv.weight.data[::9].clone()
+    expected = pytorch_ext.upsample2d(small(x), scale_factor=3)
+    torch.testing.assert_close(pytorch_ext.pixel_shuffle(conv(x), 3), expected, rtol=1e-5, atol=1e-5)
+    assert expected.std() > 0.1
+    with pytest.raises(ValueError, match="18 filters"):
+        pytorch_ext.nn.icnr_(conv.weight, 2)
 
 
 def test_compile_and_export():

@@ -7,16 +7,19 @@ from ._dense import DilatedConv1d, DilatedConv2d, PointwiseConv2d
 from ._depthwise import DepthwiseConv1d, DepthwiseConv2d
 from ._resample import (
     ChannelShuffle,
+    ConvTranspose2d,
     PixelShuffle,
     PixelUnshuffle,
     Upsample,
     UpsamplingBilinear2d,
     UpsamplingNearest2d,
+    icnr_,
 )
 from ._swap import SwapReport, restore, swap
 
 __all__ = [
     "ChannelShuffle",
+    "ConvTranspose2d",
     "DepthwiseConv1d",
     "DepthwiseConv2d",
     "DilatedConv1d",
@@ -28,6 +31,7 @@ __all__ = [
     "Upsample",
     "UpsamplingBilinear2d",
     "UpsamplingNearest2d",
+    "icnr_",
     "restore",
     "swap",
 ]

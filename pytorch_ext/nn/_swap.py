@@ -121,7 +121,7 @@ def swap(
         pointwise: whether the other 2-D ones with 1x1 kernels, grouped or not, become :class:`PointwiseConv2d`.
         dense: whether all that remain, grouped or not, become :class:`DilatedConv2d` or :class:`DilatedConv1d`.
         resample: whether ``nn.ChannelShuffle``, ``nn.PixelShuffle``, ``nn.PixelUnshuffle``, ``nn.Upsample``,
-            ``nn.UpsamplingNearest2d`` and ``nn.UpsamplingBilinear2d`` become those of this library.
+            ``nn.UpsamplingNearest2d``, ``nn.UpsamplingBilinear2d`` and ``nn.ConvTranspose2d`` become this library's.
 
     Returns:
         A report of what was replaced by what, and which of these were left, and why. Modules that are used in

@@ -73,3 +73,8 @@ def activation(elements: int, direction: str = "forward") -> Work:
     """Work of an activation in float32, taken as one operation an element: what binds are the bytes."""
     tensors = {"forward": 2, "backward": 3}[direction]  # x and y; x, dy and dx
     return Work(elements, elements, FLOAT_BYTES * tensors * elements)
+
+
+def moved(read: int, written: int) -> Work:
+    """Work of an op that moves or blends float32 elements, taken as one operation for each that is written."""
+    return Work(written, written, FLOAT_BYTES * (read + written))

@@ -50,6 +50,8 @@ SETS = {
     "resnet50": "ResNet-50",
     "conv1d": "One-dimensional",
     "activations": "Activations on their own",
+    "shuffles": "Shuffles",
+    "upsampling": "Upsampling",
     "overhead": "Cost of a call",
     "networks": "Whole networks",
 }

@@ -295,7 +295,10 @@ def shortened(demangled: str) -> tuple[str, tuple[str, ...]]:
 
 def measure_cuda(archs: Sequence[int], sources: Iterable[Path] | None = None) -> list[Variant]:
     written, found = cuda_kernels(), []
+    places = {kernel.path for kernel in written.values()}
     for source in cuda_sources() if sources is None else sources:
+        if not places & set(included(source)):  # an op that is a move of csrc/cuda/move.cu
+            continue
         for arch, cubin in cubins(source, archs).items():
             variants = read(cubin, "cuda", arch)
             names = run("c++filt", *variants).splitlines()
@@ -372,7 +375,7 @@ class NoDriver:
 class Specialisation:
     """A kernel as a launch specialises it."""
 
-    family: str
+    module: str  # of pytorch_ext.kernels: an op's own, or one that several share
     kernel: str
     signature: tuple  # of (name, type)
     constants: tuple  # of (path, value)
@@ -380,7 +383,7 @@ class Specialisation:
     options: tuple
 
     def function(self):
-        return getattr(importlib.import_module(f"pytorch_ext.kernels.{self.family}"), self.kernel)
+        return getattr(importlib.import_module(f"pytorch_ext.kernels.{self.module}"), self.kernel)
 
     def source(self) -> tuple[dict, dict, dict]:
         """Triton's signature, constexprs and attrs."""
@@ -396,7 +399,7 @@ class Specialisation:
 
 
 @contextlib.contextmanager
-def recording(arch: int, family: str) -> Iterator[list[Specialisation]]:
+def recording(arch: int) -> Iterator[list[Specialisation]]:
     """Launches inside are not made but kept: autotuned kernels once for each config."""
     from triton.runtime import driver
     from triton.runtime.autotuner import Autotuner
@@ -413,7 +416,10 @@ def recording(arch: int, family: str) -> Iterator[list[Specialisation]]:
         del plain["arch"]
         found[
             Specialisation(
-                family, kernel.__name__, *map(frozen, (signature, constants, attributes)), tuple(plain.items())
+                kernel.__module__.rsplit(".", 1)[-1],
+                kernel.__name__,
+                *map(frozen, (signature, constants, attributes)),
+                tuple(plain.items()),
             )
         ] = None
 
@@ -437,7 +443,7 @@ def specialisations(arch: int) -> list[Specialisation]:
 
     found = []
     for family in families():
-        with recording(arch, family) as recorded:
+        with recording(arch) as recorded:
             for name, args in calls(family):
                 for dtype in DTYPES:
                     _op.OPS[name].triton(*tree_map_only(torch.Tensor, lambda t, dtype=dtype: t.to(dtype), args))

@@ -95,6 +95,18 @@ def run_activation(op, x, dy) -> None:
     op("activation_backward")(dy, x, "prelu", 0.0, torch.ones(x.shape[1], dtype=x.dtype))
 
 
+def run_moves(op, x, dy) -> None:
+    """Of planes and of pixels, runs and streams; and upsampling."""
+    for groups in (2, 4):
+        op("channel_shuffle")(x, groups)
+    for r in (2, 4):
+        op("pixel_shuffle")(x, r)
+        op("pixel_unshuffle")(x, r)
+    for mode in ("nearest-exact", "bilinear"):
+        op("upsample2d")(x, (96, 96), None, None, mode, False, None)
+        op("upsample2d_backward")(x, (32, 32), None, None, mode, False)
+
+
 # Strides and dilations take other kernels; so do the layouts.
 LAYERS = [(last, stride, dilation) for last in (False, True) for stride, dilation in ((1, 1), (2, 1), (1, 2), (2, 2))]
 
@@ -125,6 +137,7 @@ def test_cuda_kernels_keep_their_budgets():
                 run(session.op, x, w, dy, geometry)
                 if stride == dilation == 1:
                     run_activation(session.op, x, dy)
+                    run_moves(session.op, x, dy)
                 run_dense(session.op, x, w, dy, geometry)
             session.report.check()
             for launch in session.launches:
@@ -138,7 +151,15 @@ def test_triton_kernels_keep_their_budgets():
     """Of an autotuned kernel's configs, that which moves least: a tuner that measures takes none that is much worse."""
     pytest.importorskip("triton", reason="triton is not installed")
     from ptx_on_cpu import triton_driver
-    from pytorch_ext.kernels import activation, dilated_conv2d, pointwise_conv2d
+
+    from pytorch_ext.kernels import (
+        activation,
+        channel_shuffle,
+        dilated_conv2d,
+        pixel_shuffle,
+        pointwise_conv2d,
+        upsample2d,
+    )  # fmt: skip
     from pytorch_ext.kernels import depthwise_conv2d as kernels
 
     if kernels.INTERPRETED:
@@ -184,10 +205,12 @@ def test_triton_kernels_keep_their_budgets():
             run_dense(dense, *(t.half() for t in (x, w, dy)), geometry)
         driver.report.check()
         note(driver.launches)
+    moves = (channel_shuffle, pixel_shuffle, upsample2d)
     for last in (False, True):
         x, _, dy, _ = layer(last, torch.float32, 1, 1)
         with triton_driver.active(arch=80) as driver:
             run_activation(lambda name: getattr(activation, name), x, dy)
+            run_moves(lambda name: next(getattr(m, name) for m in moves if hasattr(m, name)), x, dy)
         driver.report.check()
         note(driver.launches)
     judge(measured, names)

@@ -630,7 +630,7 @@ def test_swap_and_restore():
         assert report.replaced == names
         assert not report.left
         assert str(report).splitlines()[0] == (
-            "swapped 7 convolutions (2 DilatedConv2d, 2 DepthwiseConv2d, 1 PointwiseConv2d, 1 DepthwiseConv1d, "
+            "swapped 7 modules (2 DilatedConv2d, 2 DepthwiseConv2d, 1 PointwiseConv2d, 1 DepthwiseConv1d, "
             "1 DilatedConv1d), left 0"
         )
         assert "  point: PointwiseConv2d" in str(report)

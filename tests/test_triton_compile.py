@@ -23,7 +23,7 @@ def record(family: str, arch: int, height: int, dtype=torch.float32, form=torch.
     x = torch.empty(1, 64, height, 1024, device="meta", dtype=dtype).contiguous(memory_format=form)
     weight = torch.empty(64, 64 if family == "dilated_conv2d" else 1, 3, 3, device="meta", dtype=dtype)
     op = lambda suffix="": _op.OPS[family + suffix].triton
-    with budget.recording(arch, family) as recorded:
+    with budget.recording(arch) as recorded:
         if family == "dilated_conv2d":
             op()(x, weight, None, *GEOMETRY, 1, *DENSE, "auto", None)
             op("_backward_input")(x, weight, height, 1024, *GEOMETRY, 1)

@@ -93,6 +93,11 @@ LIGHTKERNELS_INLINE V read(const T* p) {
   std::memcpy(&v, p, sizeof v);
   return v;
 }
+template <class V, class T>
+LIGHTKERNELS_INLINE void write(T* p, V v) {
+  static_assert(sizeof(V) % sizeof(T) == 0);
+  std::memcpy(p, &v, sizeof v);
+}
 
 #if defined(__F16C__)
 template <int L>

@@ -74,6 +74,11 @@ struct LaneRange {
 };
 #endif
 
+template <int BYTES>
+using SignedOf =
+    std::conditional_t<BYTES == 1, int8_t,
+                       std::conditional_t<BYTES == 2, int16_t, std::conditional_t<BYTES == 4, int32_t, int64_t>>>;
+
 // --- lanes that change places: lane i of the result is lane P::at(i, L) of a and b one after the other ---
 
 template <class P, int L, class S, int... I>
@@ -81,8 +86,7 @@ LIGHTKERNELS_INLINE Vec<S, L> shuffle_(Vec<S, L> a, Vec<S, L> b, std::integer_se
 #if defined(__clang__)
   return __builtin_shufflevector(a, b, P::at(I, L)...);
 #else
-  using Index = std::conditional_t<sizeof(S) == 8, int64_t, int32_t>;
-  return __builtin_shuffle(a, b, Vec<Index, L>{P::at(I, L)...});
+  return __builtin_shuffle(a, b, Vec<SignedOf<sizeof(S)>, L>{P::at(I, L)...});
 #endif
 }
 template <class P, int L, class S>

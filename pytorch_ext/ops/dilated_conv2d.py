@@ -348,3 +348,68 @@ def dilated_conv1d(
         raise TypeError("dilated_conv1d takes no out")
     y = dilated_conv2d(x, weight, bias, stride2, padding2, dilation2, groups, activation, **epilogue)
     return y.squeeze(-2)
+
+
+def conv_transpose2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    output_padding: int | tuple[int, int] = 0,
+    groups: int = 1,
+    dilation: int | tuple[int, int] = 1,
+) -> Tensor:
+    """Transposed convolution, the gradient of a convolution by its input: every output gathers, nothing is scattered.
+
+    Any derivatives; the same bits every time.
+
+    Args:
+        x: ``[n, c, h, w]`` or ``[c, h, w]``; float32, float64, bfloat16 or float16 (16-bit sums are carried in
+            float32). Any strides; channels_last in gives channels_last out.
+        weight: ``[c, co / groups, kh, kw]``; bias: ``[co]`` or None.
+        stride, dilation: positive int, or (height, width). padding: int, or (height, width): what the convolution pads.
+        output_padding: rows and columns more, at bottom and right; less than the stride.
+        groups: divides c.
+
+    Returns:
+        ``[n, co, oh, ow]`` with ``oh = (h - 1) * s_h - 2 * p_h + d_h * (kh - 1) + output_padding_h + 1``.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: stride, padding, output_padding or dilation out of range.
+        RuntimeError: tensors whose shapes, dtypes or devices do not fit together, or an empty output.
+
+    Source: Zeiler et al., "Deconvolutional networks", CVPR 2010; Long et al., 2015 (arXiv 1411.4038), section 3.3.
+    """
+    check_types(x=x, weight=weight, bias=bias)
+    stride, dilation = pair(stride, "stride"), pair(dilation, "dilation")
+    more = tuple(p - 1 for p in pair(_one_more(output_padding), "output_padding"))
+    if x.dim() not in (3, 4) or weight.dim() != 4:
+        raise ValueError(
+            f"x must be [n, c, h, w] or [c, h, w] and weight 4-D, got {list(x.shape)}, {list(weight.shape)}"
+        )
+    if more[0] >= stride[0] or more[1] >= stride[1]:
+        raise ValueError(f"output_padding must be less than the stride, got {output_padding!r} and {stride}")
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    top, bottom, left, right = sides = padding4(padding, x, weight, stride, dilation)
+    size = (
+        (n - 1) * s - before - after + d * (k - 1) + extra + 1
+        for n, s, before, after, d, k, extra in zip(
+            x.shape[-2:], stride, (top, left), (bottom, right), dilation, weight.shape[-2:], more, strict=True
+        )
+    )
+    images = x if x.dim() == 4 else x.unsqueeze(0)
+    y = backward_input(images, weight, *size, stride, sides, dilation, _op.whole(groups))
+    if bias is not None:
+        if bias.shape != y.shape[1:2]:
+            raise RuntimeError(f"conv_transpose2d: bias must have shape [{y.shape[1]}], got {list(bias.shape)}")
+        y = y + bias.view(-1, 1, 1)
+    return y if x.dim() == 4 else y.squeeze(0)
+
+
+def _one_more(value):
+    """What may be 0, as what must be positive."""
+    return tuple(v + 1 for v in value) if isinstance(value, (tuple, list)) else value + 1

@@ -417,6 +417,18 @@ def test_a_frozen_weight_is_not_looked_at():
         for module in model:
             module.frozen = False
         assert not torch.equal(model(x), before)
+        for module in model:
+            module.frozen = True
+        other = {name: -3 * value for name, value in model.state_dict().items()}
+        model(x)
+        model.load_state_dict(other)  # where writes are expected, they are seen
+        fresh = copy.deepcopy(model)(x)
+        assert_exact(model(x), fresh)
+        model.train()
+        for module in model:
+            module.weight.data.mul_(2)
+        model.eval()
+        assert_exact(model(x), copy.deepcopy(model)(x))
     restore(model)
     assert all("frozen" not in module.__dict__ for module in model)
     swap(model)

@@ -13,14 +13,14 @@ constexpr int kLanes = kVectorBytes / sizeof(uint32_t), kChains = 8;
 constexpr int64_t kBlock = kChains * kVectorBytes;
 using Words = Vec<uint32_t, kLanes>;
 
-// Every step is one to one in the state and in the words: a difference in one place is never lost. The turn brings high
-// bits down, else two changed signs would meet and cancel.
+// Every step is one to one in the state and in the words: a difference in one place is never lost. The shift brings
+// high bits down, else two changed signs would meet and cancel.
 LIGHTKERNELS_INLINE void take(const char* block, Words (&state)[kChains]) {
   unroll<kChains>(LIGHTKERNELS_LAMBDA(auto i) {
     Words words;
     std::memcpy(&words, block + i * kVectorBytes, kVectorBytes);
     const Words mixed = (state[i] ^ words) * 0x9e3779b1u;
-    state[i] = mixed << 13 | mixed >> 19;
+    state[i] = mixed ^ mixed >> 15;
   });
 }
 

@@ -173,6 +173,19 @@ class Convolution(_ConvNd):
         made = self.__dict__["_packed"] = Packed(arguments, source, {})
         return made
 
+    def _forget_if_frozen(self) -> None:
+        """Where a write is expected, not even a promise that there is none is relied on."""
+        if self.frozen:
+            self.__dict__.pop("_packed", None)
+
+    def train(self, mode: bool = True):
+        self._forget_if_frozen()
+        return super().train(mode)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        self._forget_if_frozen()
+        return super()._load_from_state_dict(*args, **kwargs)
+
     def __getstate__(self):
         state = self.__dict__.copy()
         state.pop("_packed", None)

@@ -173,6 +173,10 @@ inline Tensor dense_output(const char* op, DenseConv2dParams& p, const View& x, 
     const View v(*out);
     check_shape(op, "out", v, {p.n, c, p.oh, p.ow});
     check_like(op, "out", v, x);
+    for (int i = 0; i < 4; ++i) {
+      if (v.sizes[i] > 1 && v.strides[i] == 0)
+        fail(op, ": out must not overlap itself, its stride along dimension ", i, " is 0");
+    }
   }
   Tensor y = out ? *out : empty_nchw(x, p.n, c, p.oh, p.ow);
   const View v(y);

@@ -85,6 +85,9 @@ def check_out(op: str, y: Tensor, out: Tensor) -> None:
             f"{op}: out must be {list(y.shape)}, {y.dtype} on {y.device}, "
             f"got {list(out.shape)}, {out.dtype} on {out.device}"
         )
+    for axis, (size, stride) in enumerate(zip(out.shape, out.stride())):
+        if size > 1 and stride == 0:
+            raise RuntimeError(f"{op}: out must not overlap itself, its stride along dimension {axis} is 0")
 
 
 def forward_flops(x, weight, *_, out_shape):

@@ -921,6 +921,17 @@ def test_fake_refuses_what_the_kernel_refuses():
             op(*[mode.from_tensor(a) if isinstance(a, Tensor) else a for a in args])
 
 
+@pytest.mark.parametrize("implementation", ["default", "reference"])
+def test_out_that_overlaps_itself_is_refused(implementation):
+    out = torch.full((1, 4, 3, 3), 5.0)
+    with contextlib.ExitStack() as stack:
+        if implementation == "reference":
+            stack.enter_context(pytorch_ext.use("reference"))
+        with pytest.raises(RuntimeError, match="out must not overlap itself, its stride along dimension 0 is 0"):
+            pointwise_conv2d(torch.ones(2, 2, 3, 3), torch.ones(4, 2), out=out.expand(2, 4, 3, 3))
+    assert (out == 5).all()
+
+
 # --- 2**31 elements ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_more_than_2_to_the_31_elements_in(gigabytes, layout):

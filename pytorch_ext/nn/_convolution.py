@@ -45,8 +45,8 @@ class Packed(NamedTuple):
     """
 
     arguments: tuple[Any, ...]  # as the module's class has them
-    # the parameter, its dtype, numel and strides, its contents' fingerprint, their bytes
-    source: tuple[nn.Parameter, torch.dtype, int, tuple[int, ...], int, int]
+    # the parameter, its dtype, numel and strides, where its contents lie, their fingerprint and bytes
+    source: tuple[nn.Parameter, torch.dtype, int, tuple[int, ...], int, int, int]
     kept: dict[Any, Tensor]  # what an op's `pack` made of the weight, by the input's shape and strides
 
 
@@ -142,14 +142,14 @@ class Convolution(_ConvNd):
             return None
         packed = self._packed
         if packed is not None:
-            source, dtype, numel, strides, fingerprint, nbytes = packed.source
+            source, dtype, numel, strides, place, fingerprint, nbytes = packed.source
             if (
                 weight is source
                 and weight.dtype is dtype
                 and weight.numel() == numel
                 and weight.stride() == strides
                 and (pointer := weight.data_ptr())
-                and (self.frozen or _fingerprint(pointer, nbytes) == fingerprint)
+                and (pointer == place if self.frozen else _fingerprint(pointer, nbytes) == fingerprint)
             ):
                 return packed
         return self._pack(weight)
@@ -169,7 +169,7 @@ class Convolution(_ConvNd):
                 return None
             arguments = self._arguments(copy if copy.dim() == 4 else copy.unsqueeze(2))
         fingerprint = _fingerprint(copy.data_ptr(), copy.nbytes)
-        source = weight, weight.dtype, weight.numel(), weight.stride(), fingerprint, copy.nbytes
+        source = weight, weight.dtype, weight.numel(), weight.stride(), weight.data_ptr(), fingerprint, copy.nbytes
         made = self.__dict__["_packed"] = Packed(arguments, source, {})
         return made
 

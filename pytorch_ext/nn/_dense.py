@@ -78,7 +78,7 @@ class _Dense(Convolution):
         if found is None:
             with torch.inference_mode(False), torch.no_grad():
                 found = pack(input, weight, *arguments)
-            found = next((t for t in packed.kept.values() if torch.equal(t, found)), found)
+            found = next((t for t in list(packed.kept.values()) if torch.equal(t, found)), found)
             if len(packed.kept) >= MOST_KEPT:
                 packed.kept.clear()
             packed.kept[key] = found
@@ -94,8 +94,10 @@ class PointwiseConv2d(TwoAxes, _Dense, nn.Conv2d):
 
     It is an ``nn.Conv2d``: parameters, initialisation, state_dict and attributes are unchanged. In eval mode, where no
     gradient is asked for and outside autocast, the weight is kept a second time in the order that the CPU kernels read,
-    and a third time as it was: it is compared with the parameter at every call, so no way of writing to the parameter
-    leaves it stale. Who never writes to it may set ``frozen = True`` and save the comparison.
+    with a fingerprint of 64 bits of its contents, which is taken of the parameter again at every call: whichever way it
+    was written to, the weight is packed anew. Who never writes to it may set ``frozen = True`` and save that; a write
+    other than by load_state_dict or between train() and eval() may then go unseen, and results be those of the old
+    weight.
 
     Args:
         in_channels, out_channels: multiples of groups.

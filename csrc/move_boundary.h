@@ -65,6 +65,29 @@ inline MoveAxes filling(const MoveAxes& axes, const MoveAxis& outside) {
   return run == outside.x ? group : MoveAxes{};
 }
 
+// A run of a few bytes, with the axes that go on where it ends in x, or in y, up to kWays elements: the more the
+// better.
+inline void short_run(MoveParams& p, const MoveAxes& axes, MoveAxes& within) {
+  MoveAxes apart = {axes.back()}, together = {axes.back()};
+  int64_t in_x = axes.back().size, in_y = in_x;
+  for (bool grows = true; grows;) {
+    grows = false;
+    for (const MoveAxis& axis : axes) {
+      if (axis.x == in_x && in_x * axis.size <= MoveParams::kWays) {
+        apart.insert(apart.begin(), axis), in_x *= axis.size, grows = true;
+      }
+    }
+  }
+  for (auto axis = axes.rbegin() + 1; axis != axes.rend() && in_y * axis->size <= MoveParams::kWays; ++axis) {
+    together.insert(together.begin(), *axis), in_y *= axis->size;
+  }
+  if (in_x == in_y && in_x == axes.back().size) return;
+  p.innermost = in_y > in_x ? Innermost::kInterleave : Innermost::kDeinterleave;
+  p.length = 1, p.ways = std::max(in_x, in_y);
+  within = in_y > in_x ? together : apart;
+  combine(within, in_y > in_x ? &MoveAxis::x : &MoveAxis::y, p.streams);
+}
+
 // False where there are more axes than a kernel takes: x should be copied first.
 inline bool plan(MoveParams& p, const void* x, void* y, int64_t bytes, MoveAxes axes) {
   axes = merged(std::move(axes));
@@ -96,6 +119,7 @@ inline bool plan(MoveParams& p, const void* x, void* y, int64_t bytes, MoveAxes 
       combine(inner, &MoveAxis::y, p.streams);
     }
   }
+  if (p.innermost == Innermost::kRun && last.size > 1 && last.size * bytes < 16) short_run(p, axes, within);
   for (const MoveAxis& axis : axes) {
     if (std::any_of(within.begin(), within.end(), [&](const MoveAxis& a) { return a.y == axis.y; })) continue;
     if (p.outer == MoveParams::kOuter) return false;

@@ -159,7 +159,7 @@ def test_triton_kernels_of_channels_last_move_16_bytes_at_once():
     seen = 0
     for variant in measured("triton"):
         tile = math.prod(map(int, re.findall(r"BLOCK_\w=(\d+)", variant.name)))
-        size = {"fp32": 4, "fp16": 2}[re.search(r"\((\w+)", variant.name)[1]]
+        size = {"fp32": 4, "fp16": 2, "i32": 4, "i16": 2}[re.search(r"\((\w+)", variant.name)[1]]
         told = re.search(r"\b(?:XK|YK)=(\d+)", variant.name)
         if told and int(told[1]) * size < 16:
             continue

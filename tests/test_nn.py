@@ -765,7 +765,7 @@ def test_swap_leaves_what_it_does_not_know():
         "point": (PointwiseConv2d(4, 4), "already"),
     }
     silent = {
-        "transposed": nn.ConvTranspose2d(4, 4, 3, groups=4),
+        "transposed": nn.ConvTranspose1d(4, 4, 3, groups=4),
         "volume": nn.Conv3d(4, 4, 3, groups=4),
         "norm": nn.GroupNorm(2, 4),
     }

@@ -84,6 +84,8 @@ REPRESENTATIVE = [
     ((1, 48, 17, 17), 4),
     ((1, 27, 17, 17), 3),  # pixels of a few numbers: short streams in blocks
     ((1, 12, 33, 17), 2),
+    ((1, 9, 40, 33), 3),
+    ((2, 1024, 2, 3), 2),  # rows that follow each other, and so do their runs
     ((0, 4, 3, 3), 2),
     ((1, 0, 3, 3), 2),
 ]

@@ -300,8 +300,10 @@ void move_all(const MoveParams& p, const Launch& launch) {
       const Permutation<S> permutation(p, p.axes[p.outer - 1]);
       if (permutation.rows) {
         return all([&](const S* x, S* y, const Rows& rows) {
-          const int64_t m = permutation.rows, blocks = rows.count / m, done = blocks * m;
-          permutation(blocks, x, m * rows.x, y, m * rows.y);
+          const int64_t done = rows.count / permutation.rows * permutation.rows;
+          permutation(done, x, rows.x, y, [](const S* from, S* to, int64_t count) {
+            copy<false>(reinterpret_cast<const char*>(from), reinterpret_cast<char*>(to), count * sizeof(S));
+          });
           if (done < rows.count) {
             loop(p, x + done * rows.x, y + done * rows.y, {rows.count - done, rows.x, rows.y});
           }

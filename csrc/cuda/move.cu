@@ -68,7 +68,7 @@ struct Tile {
 // element and stream.
 // traffic: l2 1.00, loads 1.00, stores 1.00, shared 5.12 (tests/test_gpu_traffic.py)
 template <int BYTES, int W, bool APART>
-__global__ void __launch_bounds__(kThreads) move_streams(MoveParams p, Outer outer, Tile tile) {
+__global__ void __launch_bounds__(kThreads, 1) move_streams(MoveParams p, Outer outer, Tile tile) {
   using E = typename Word<BYTES>::type;
   using Block = typename Word<BYTES * W>::type;
   __shared__ __align__(16) E shared[kTileBytes / BYTES];

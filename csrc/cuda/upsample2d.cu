@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kThreads) upsample_forward(Params p, Places pl
 
 // traffic: l2 1.84, loads 1.84, stores 1.00, shared 1.00 (tests/test_gpu_traffic.py)
 template <class T, int V, bool BILINEAR>
-__global__ void __launch_bounds__(kThreads) upsample_backward(Params p, Places places, int64_t count) {
+__global__ void __launch_bounds__(kThreads, 1) upsample_backward(Params p, Places places, int64_t count) {
   using A = Sum<T>;
   const int64_t step = int64_t{gridDim.x} * kThreads;
   for (int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x; index < count; index += step) {

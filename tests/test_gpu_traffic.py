@@ -151,7 +151,6 @@ def test_triton_kernels_keep_their_budgets():
     """Of an autotuned kernel's configs, that which moves least: a tuner that measures takes none that is much worse."""
     pytest.importorskip("triton", reason="triton is not installed")
     from ptx_on_cpu import triton_driver
-
     from pytorch_ext.kernels import (
         activation,
         channel_shuffle,

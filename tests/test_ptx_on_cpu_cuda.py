@@ -8,6 +8,7 @@ import pytest
 import test_activation
 import test_ptx_on_cpu_activation as activation
 import test_ptx_on_cpu_dense
+import test_ptx_on_cpu_moves
 import torch
 from bounds import assert_linear
 from hypothesis import given, settings
@@ -210,13 +211,15 @@ def test_the_cases_reach_every_kernel(session, monkeypatch):
     """Those above, and those of test_ptx_on_cpu_<family>.py: so no kernel is without a test of its values."""
     kernels = session.kernels
     session.kernels = {name: Recorder(kernel) for name, kernel in kernels.items()}
-    for module in ("test_depthwise_conv2d", "dense", "test_activation"):  # where the judges are
-        for name in ("assert_linear", "assert_nonlinear"):
+    moves = [module.__name__ for module in test_ptx_on_cpu_moves.OWN.values()]
+    for module in ("test_depthwise_conv2d", "dense", "test_activation", *moves):  # where the judges are
+        for name in ("assert_linear", "assert_nonlinear", "assert_exact", "assert_same"):
             monkeypatch.setattr(f"{module}.{name}", lambda *_, **__: None, raising=False)
     with session.as_cpu():
         for case in CASES.values():
             check_all(**case)
         test_ptx_on_cpu_dense.run_every_case()
+        test_ptx_on_cpu_moves.run_every_case()
         for case, layout, dtype in itertools.product(
             (activation.CASES | activation.LARGE).values(), ["contiguous", "channels_last"], DTYPES
         ):

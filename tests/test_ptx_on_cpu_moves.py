@@ -1,6 +1,8 @@
 """Channel shuffle, PixelShuffle and upsampling of the CUDA library and of Triton without a GPU: as
 tests/test_ptx_on_cpu_cuda.py, with the judges and the cases of the ops' own tests."""
 
+import itertools
+
 import pytest
 import test_channel_shuffle
 import test_pixel_shuffle
@@ -29,6 +31,52 @@ def session():
         yield session
 
 
+# --- CUDA: what is run ------------------------------------------------------------------------------------------------
+def values(family, layout, dtype) -> None:
+    for case in OWN[family].REPRESENTATIVE:
+        OWN[family].check_all(*case, layout=layout, dtype=dtype)
+
+
+def large(layout) -> None:
+    for module, case in LARGE:
+        module.check_all(*case, layout=layout)
+
+
+def every_layout_of(dtype) -> None:
+    for shape in ((1, 12, 2, 3), (2, 36, 8), (1, 72, 2, 1, 4), (1, 128, 2, 2)):
+        for x in layouts(numbers(shape, dtype)):
+            test_channel_shuffle.check(x, 4)
+    for shape in ((4, 3, 5), (1, 16, 4, 8), (1, 2, 8, 3, 4)):
+        for x in layouts(numbers(shape, dtype)):
+            test_pixel_shuffle.check(x, 2)
+
+
+def bytes_of_images() -> None:
+    for mode in ("nearest", "nearest-exact"):
+        for size in ((14, 18), (10, 20), (3, 5)):
+            test_upsample2d.test_bytes(mode, size)
+
+
+def not_aligned() -> None:
+    """Views that begin within 16 bytes."""
+    for dtype in (torch.uint8, torch.float16, torch.float32):
+        x = numbers((8 * 32 * 3 + 1,), dtype)[1:]
+        test_channel_shuffle.check(x.view(1, 8, 3, 32), 2)
+        test_channel_shuffle.check(x.view(1, 3, 32, 8).permute(0, 3, 1, 2), 2)
+        test_pixel_shuffle.check(x.view(1, 8, 3, 32), 2)
+
+
+def run_every_case() -> None:
+    for family, layout, dtype in itertools.product(OWN, LAYOUTS, DTYPES):
+        values(family, layout, dtype)
+    for layout in LAYOUTS[:2]:
+        large(layout)
+    for dtype in EVERY_DTYPE:
+        every_layout_of(dtype)
+    bytes_of_images()
+    not_aligned()
+
+
 # --- CUDA -------------------------------------------------------------------------------------------------------------
 @needs_cuda
 @FAMILIES
@@ -36,17 +84,15 @@ def session():
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_values(family, layout, dtype, session):
     with session.as_cpu():
-        for case in OWN[family].REPRESENTATIVE:
-            OWN[family].check_all(*case, layout=layout, dtype=dtype)
+        values(family, layout, dtype)
     session.report.check()
 
 
 @needs_cuda
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("layout", LAYOUTS[:2])
 def test_large(layout, session):
     with session.as_cpu():
-        for module, case in LARGE:
-            module.check_all(*case, layout=layout)
+        large(layout)
     session.report.check()
 
 
@@ -54,33 +100,15 @@ def test_large(layout, session):
 @pytest.mark.parametrize("dtype", EVERY_DTYPE, ids=str)
 def test_every_dtype_and_layout(dtype, session):
     with session.as_cpu():
-        for shape in ((1, 12, 2, 3), (2, 36, 8), (1, 72, 2, 1, 4), (1, 128, 2, 2)):
-            for x in layouts(numbers(shape, dtype)):
-                test_channel_shuffle.check(x, 4)
-        for shape in ((4, 3, 5), (1, 16, 4, 8), (1, 2, 8, 3, 4)):
-            for x in layouts(numbers(shape, dtype)):
-                test_pixel_shuffle.check(x, 2)
+        every_layout_of(dtype)
     session.report.check()
 
 
 @needs_cuda
-def test_bytes(session):
+@pytest.mark.parametrize("run", [bytes_of_images, not_aligned], ids=lambda run: run.__name__)
+def test_bytes_and_memory_that_is_not_aligned(run, session):
     with session.as_cpu():
-        for mode in ("nearest", "nearest-exact"):
-            for size in ((14, 18), (10, 20), (3, 5)):
-                test_upsample2d.test_bytes(mode, size)
-    session.report.check()
-
-
-@needs_cuda
-def test_memory_that_is_not_aligned(session):
-    """Views that begin within 16 bytes."""
-    with session.as_cpu():
-        for dtype in (torch.uint8, torch.float16, torch.float32):
-            x = numbers((8 * 32 * 3 + 1,), dtype)[1:]
-            test_channel_shuffle.check(x.view(1, 8, 3, 32), 2)
-            test_channel_shuffle.check(x.view(1, 3, 32, 8).permute(0, 3, 1, 2), 2)
-            test_pixel_shuffle.check(x.view(1, 8, 3, 32), 2)
+        run()
     session.report.check()
 
 

@@ -84,6 +84,7 @@ REPRESENTATIVE = [
     ((1, 2, 30, 33), (40, 45), "bilinear", False, (1.37, 1.37)),
     ((2, 5, 4, 4), (8, 8), "bilinear", False, (None, None), True),  # a feature pyramid
     ((2, 5, 4, 4), (8, 8), "nearest", False, (None, None), True),
+    ((1, 16, 3, 4), (7, 8), "nearest", False, (None, None), True),
     ((1, 3, 1, 1), (5, 4), "bilinear", True),
     ((1, 3, 4, 5), (1, 1), "bilinear", True),
     ((2, 3, 4, 5), (4, 5), "nearest"),

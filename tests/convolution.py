@@ -111,6 +111,12 @@ def assert_library_is_of(capability: str) -> None:
         assert _load.libraries["cpu"].name == f"_cpu_{isa}.so"
 
 
+def needs_capability(capability: str) -> None:
+    """Skips where this machine lacks the instruction set that ATEN_CPU_CAPABILITY calls so."""
+    if {"default": "base"}.get(capability, capability) not in _load.instruction_sets():
+        pytest.skip(f"this machine has no {capability}")
+
+
 def on_capability(module: str, capability: str | None, expected: str) -> str:
     """What `representative(expected)` of a test module prints in a process whose torch is told of `capability`."""
     environment = {name: value for name, value in os.environ.items() if name != "ATEN_CPU_CAPABILITY"}

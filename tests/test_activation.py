@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bounds import assert_exact, assert_linear, assert_nonlinear
-from convolution import DTYPES, LAYOUTS, assert_names, at_an_end, compiled, lay
+from convolution import DTYPES, LAYOUTS, assert_names, at_an_end, compiled, lay, needs_capability
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -299,8 +299,7 @@ def test_threads_change_nothing(slopes, layout):
 @compiled
 def test_instruction_sets(capability):
     """The tests above again, in a process whose torch is told of fewer instructions."""
-    if {"default": "base"}.get(capability, capability) not in _load.instruction_sets():
-        pytest.skip(f"this machine has no {capability}")
+    needs_capability(capability)
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
     command += ["-k", "far_out or digits or bit_pattern or (representative and contiguous) or outside or long_sums"]
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}

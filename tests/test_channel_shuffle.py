@@ -8,7 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bounds import assert_exact
-from convolution import DTYPES, LAYOUTS, assert_format, at_an_end, compiled, lay, on_capability
+from convolution import (
+    DTYPES,
+    LAYOUTS,
+    assert_format,
+    assert_library_is_of,
+    at_an_end,
+    compiled,
+    lay,
+    needs_capability,
+    on_capability,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from moves import (
@@ -24,7 +34,7 @@ from moves import (
 from torch import Tensor
 
 import pytorch_ext
-from pytorch_ext import _load, channel_shuffle
+from pytorch_ext import channel_shuffle
 
 ROOT = Path(__file__).resolve().parent.parent
 FORWARD = torch.ops.pytorch_ext.channel_shuffle.default
@@ -83,6 +93,7 @@ def test_representative(case, layout, dtype):
 
 def representative(capability: str) -> None:
     """For `on_capability`."""
+    assert_library_is_of(capability)
     for groups in (1, 2, 3, 4, 6, 8, 9, 16, 29):
         for each in (1, 3, 17, 33, 70):
             for dtype in EVERY_DTYPE:
@@ -93,8 +104,7 @@ def representative(capability: str) -> None:
 @pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
 @compiled
 def test_instruction_sets(capability):
-    if {"default": "base"}.get(capability, capability) not in _load.instruction_sets():
-        pytest.skip(f"this machine has no {capability}")
+    needs_capability(capability)
     on_capability("test_channel_shuffle", capability, capability)
 
 

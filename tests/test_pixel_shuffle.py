@@ -7,7 +7,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bounds import assert_exact
-from convolution import DTYPES, LAYOUTS, assert_format, at_an_end, compiled, lay, on_capability
+from convolution import (
+    DTYPES,
+    LAYOUTS,
+    assert_format,
+    assert_library_is_of,
+    at_an_end,
+    compiled,
+    lay,
+    needs_capability,
+    on_capability,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from moves import (
@@ -24,7 +34,7 @@ from torch import Tensor
 from torch.testing._internal.common_methods_invocations import op_db
 
 import pytorch_ext
-from pytorch_ext import _load, pixel_shuffle, pixel_unshuffle
+from pytorch_ext import pixel_shuffle, pixel_unshuffle
 
 ROOT = Path(__file__).resolve().parent.parent
 OPS = torch.ops.pytorch_ext
@@ -100,6 +110,7 @@ def test_representative(case, layout, dtype):
 
 def representative(capability: str) -> None:
     """For `on_capability`."""
+    assert_library_is_of(capability)
     for r in (1, 2, 3, 4, 5):
         for c, h, w in ((1, 3, 5), (3, 4, 17), (2, 20, 40), (33, 2, 3), (3, 40, 20)):
             for dtype in EVERY_DTYPE:
@@ -110,8 +121,7 @@ def representative(capability: str) -> None:
 @pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
 @compiled
 def test_instruction_sets(capability):
-    if {"default": "base"}.get(capability, capability) not in _load.instruction_sets():
-        pytest.skip(f"this machine has no {capability}")
+    needs_capability(capability)
     on_capability("test_pixel_shuffle", capability, capability)
 
 

@@ -8,7 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bounds import assert_exact, assert_linear
-from convolution import DTYPES, LAYOUTS, assert_format, at_an_end, compiled, lay, on_capability
+from convolution import (
+    DTYPES,
+    LAYOUTS,
+    assert_format,
+    assert_library_is_of,
+    at_an_end,
+    compiled,
+    lay,
+    needs_capability,
+    on_capability,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from moves import check_bad, check_export, check_transforms
@@ -16,7 +26,7 @@ from torch import Tensor
 from torch.testing._internal.common_methods_invocations import op_db
 
 import pytorch_ext
-from pytorch_ext import _load, upsample2d
+from pytorch_ext import upsample2d
 from pytorch_ext.ops.upsample2d import MODES, sources
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,6 +113,7 @@ def test_representative(case, layout, dtype):
 
 def representative(capability: str) -> None:
     """For `on_capability`."""
+    assert_library_is_of(capability)
     for case, dtype, layout in itertools.product(REPRESENTATIVE, DTYPES, ("contiguous", "channels_last", "sliced")):
         check_all(*case, dtype=dtype, layout=layout)
 
@@ -110,8 +121,7 @@ def representative(capability: str) -> None:
 @pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
 @compiled
 def test_instruction_sets(capability):
-    if {"default": "base"}.get(capability, capability) not in _load.instruction_sets():
-        pytest.skip(f"this machine has no {capability}")
+    needs_capability(capability)
     on_capability("test_upsample2d", capability, capability)
 
 

@@ -65,10 +65,4 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
         TypeError: x is no tensor, groups is no int.
         RuntimeError: groups does not divide c, x has fewer than two dimensions.
     """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
-    try:
-        groups = _op.whole(groups)
-    except TypeError:
-        raise TypeError(f"groups must be an int, got {groups!r}") from None
-    return forward(x, groups)
+    return forward(x, _move.check(x, groups, "groups"))

@@ -89,15 +89,6 @@ unshuffle = _op.register(
 
 
 # --- public functions -------------------------------------------------------------------------------------------------
-def _factor(x, value, name: str):
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
-    try:
-        return _op.whole(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an int, got {value!r}") from None
-
-
 def pixel_shuffle(x: Tensor, upscale_factor: int) -> Tensor:
     """Turns channels into pixels: r * r of them into a square of r by r.
 
@@ -115,7 +106,7 @@ def pixel_shuffle(x: Tensor, upscale_factor: int) -> Tensor:
         TypeError: x is no tensor, upscale_factor is no int.
         RuntimeError: sizes that do not fit.
     """
-    return shuffle(x, _factor(x, upscale_factor, "upscale_factor"))
+    return shuffle(x, _move.check(x, upscale_factor, "upscale_factor"))
 
 
 def pixel_unshuffle(x: Tensor, downscale_factor: int) -> Tensor:
@@ -132,4 +123,4 @@ def pixel_unshuffle(x: Tensor, downscale_factor: int) -> Tensor:
         TypeError: x is no tensor, downscale_factor is no int.
         RuntimeError: sizes that do not fit.
     """
-    return unshuffle(x, _factor(x, downscale_factor, "downscale_factor"))
+    return unshuffle(x, _move.check(x, downscale_factor, "downscale_factor"))

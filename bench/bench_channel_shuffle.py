@@ -13,15 +13,15 @@ import torch.nn.functional as F
 
 from pytorch_ext import channel_shuffle
 
-from . import resample
-from .layers import PROVIDERS, run_benchmark
+from . import functions
+from .layers import PROVIDERS, read, run_benchmark
 from .measure import Case, Options
 from .timing import clock
 
 OP = "channel_shuffle"
 
 
-def layer(row: dict, batch: int, direction: str) -> resample.Layer:
+def layer(row: dict, batch: int, direction: str) -> functions.Layer:
     groups, size = row["groups"], (batch, row["c"], row["h"], row["w"])
 
     def onnx(helper, numpy_helper):
@@ -35,12 +35,14 @@ def layer(row: dict, batch: int, direction: str) -> resample.Layer:
         return nodes, [apart, whole]
 
     ours, torchs = lambda x: channel_shuffle(x, groups), lambda x: F.channel_shuffle(x, groups)
-    return resample.Layer(ours, torchs, size, direction, onnx)
+    return functions.Layer(ours, torchs, size, direction, onnx)
 
 
 def cases(options: Options) -> Iterator[Case]:
-    rows = list(resample.read(OP, ("c", "h", "w", "groups")))
-    return resample.cases(OP, rows, options, layer, lambda row: row["c"] * row["h"] * row["w"], ("groups",))
+    rows = list(read(OP, ("c", "h", "w", "groups")))
+    return functions.cases(
+        OP, rows, options, layer, functions.moved(lambda row: row["c"] * row["h"] * row["w"]), ("groups",)
+    )
 
 
 CASES = {c.id: c for c in cases(Options(full=True))}

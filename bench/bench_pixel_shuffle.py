@@ -12,27 +12,29 @@ import torch.nn.functional as F
 
 from pytorch_ext import pixel_shuffle
 
-from . import resample
-from .layers import PROVIDERS, run_benchmark
+from . import functions
+from .layers import PROVIDERS, read, run_benchmark
 from .measure import Case, Options
 from .timing import clock
 
 OP = "pixel_shuffle"
 
 
-def layer(row: dict, batch: int, direction: str) -> resample.Layer:
+def layer(row: dict, batch: int, direction: str) -> functions.Layer:
     r = row["r"]
 
     def onnx(helper, numpy_helper):
         return [helper.make_node("DepthToSpace", ["x"], ["y"], blocksize=r, mode="CRD")], []
 
     size = (batch, row["c"], row["h"], row["w"])
-    return resample.Layer(lambda x: pixel_shuffle(x, r), lambda x: F.pixel_shuffle(x, r), size, direction, onnx)
+    return functions.Layer(lambda x: pixel_shuffle(x, r), lambda x: F.pixel_shuffle(x, r), size, direction, onnx)
 
 
 def cases(options: Options) -> Iterator[Case]:
-    rows = list(resample.read(OP, ("c", "h", "w", "r")))
-    return resample.cases(OP, rows, options, layer, lambda row: row["c"] * row["h"] * row["w"], ("r",))
+    rows = list(read(OP, ("c", "h", "w", "r")))
+    return functions.cases(
+        OP, rows, options, layer, functions.moved(lambda row: row["c"] * row["h"] * row["w"]), ("r",)
+    )
 
 
 CASES = {c.id: c for c in cases(Options(full=True))}

@@ -13,15 +13,15 @@ import torch.nn.functional as F
 
 from pytorch_ext import upsample2d
 
-from . import resample
-from .layers import PROVIDERS, run_benchmark
+from . import functions
+from .layers import PROVIDERS, read, run_benchmark
 from .measure import Case, Options
 from .timing import clock
 
 OP = "upsample2d"
 
 
-def layer(row: dict, batch: int, direction: str) -> resample.Layer:
+def layer(row: dict, batch: int, direction: str) -> functions.Layer:
     size, out, mode = (batch, row["c"], row["h"], row["w"]), (row["oh"], row["ow"]), row["mode"]
 
     def onnx(helper, numpy_helper):
@@ -32,12 +32,14 @@ def layer(row: dict, batch: int, direction: str) -> resample.Layer:
         return [helper.make_node("Resize", ["x", "", "", "sizes"], ["y"], **how)], [sizes]
 
     ours, torchs = lambda x: upsample2d(x, out, mode=mode), lambda x: F.interpolate(x, out, mode=mode)
-    return resample.Layer(ours, torchs, size, direction, onnx)
+    return functions.Layer(ours, torchs, size, direction, onnx)
 
 
 def cases(options: Options) -> Iterator[Case]:
-    rows = list(resample.read(OP, ("c", "h", "w", "oh", "ow")))
-    return resample.cases(OP, rows, options, layer, lambda row: row["c"] * row["oh"] * row["ow"], ("mode", "oh", "ow"))
+    rows = list(read(OP, ("c", "h", "w", "oh", "ow")))
+    return functions.cases(
+        OP, rows, options, layer, functions.moved(lambda row: row["c"] * row["oh"] * row["ow"]), ("mode", "oh", "ow")
+    )
 
 
 CASES = {c.id: c for c in cases(Options(full=True))}

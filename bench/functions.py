@@ -1,11 +1,9 @@
-"""A shuffle or an upsampling in every provider's form, its cases and its pytest-benchmark: what their scripts share."""
+"""A function of one tensor (activation, shuffle, upsampling) in every provider's form, and its cases."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,13 +13,6 @@ from . import floors, peers
 from .measure import Case, Options
 
 Function = Callable[[Tensor], Tensor]
-
-
-def read(op: str, numbers: tuple[str, ...]) -> Iterator[dict]:
-    """The rows of shapes/<op>.csv."""
-    with (Path(__file__).parent / "shapes" / f"{op}.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            yield {**row, **{name: int(row[name]) for name in numbers}}
 
 
 class Module(nn.Module):
@@ -107,9 +98,14 @@ class Layer:
             return (y,) if self.direction == "forward" else torch.autograd.grad(y, x, dy)
 
 
+def moved(outputs: Callable[[dict], int]) -> Callable[[dict, int, str], floors.Work]:
+    """The work of a row whose images have `outputs` elements of y."""
+    return lambda row, batch, _: floors.moved(batch * row["c"] * row["h"] * row["w"], batch * outputs(row))
+
+
 def cases(op: str, rows: list[dict], options: Options, layer: Callable[[dict, int, str], Layer],
-          outputs: Callable[[dict], int], facts: tuple[str, ...]) -> Iterator[Case]:  # fmt: skip
-    """`outputs`: elements of y of one image."""
+          work: Callable[[dict, int, str], floors.Work], facts: tuple[str, ...]) -> Iterator[Case]:  # fmt: skip
+    """`layer` and `work` are of a row, a batch and a direction."""
     for direction in ("forward", "backward"):
         for batch in (1, 8) if options.full else (1,):
             for row in rows:
@@ -123,7 +119,7 @@ def cases(op: str, rows: list[dict], options: Options, layer: Callable[[dict, in
                     name=row["name"],
                     batch=batch,
                     direction=direction,
-                    work=floors.moved(batch * row["c"] * row["h"] * row["w"], batch * outputs(row)),
+                    work=work(row, batch, direction),
                     build=lambda options, make=make: make().build(options),
                     reference=lambda make=make: make().reference(),
                     facts={name: row[name] for name in (*facts, "c", "h", "w", "source")},

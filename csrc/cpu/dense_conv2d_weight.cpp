@@ -29,9 +29,7 @@ class WeightGradient {
       : p(params),
         h(forward_axis(p.kh, p.stride_h, p.padding_t, p.dilation_h)),
         w(forward_axis(p.kw, p.stride_w, p.padding_l, p.dilation_w)) {
-    DenseConv forward = forward_of(p);
-    forward.shuffle = 1;
-    winograd = winograd_tile(forward);
+    winograd = winograd_tile(innermost_forward());
     beside = !winograd && p.groups == 1 && p.dilation_w == 1 && p.ih * p.iw > 0 &&
              vectors_of(p.kw * p.ci) < p.kw * vectors_of(p.ci);
     tap_columns = beside ? 1 : p.kw, taps = p.kh * tap_columns;

@@ -4,6 +4,7 @@
 // position by position, k over the tiles, and turned back once at the end.
 #include "dense_conv2d_winograd.h"
 
+#include <iterator>
 #include <tuple>
 
 #include "pack.h"
@@ -106,6 +107,21 @@ struct TileAxis {
   }
 };
 
+// f(h, w) for each pair of schemes that has tiles.
+template <class F>
+void for_tiled(const DenseConv& d, int m, F&& f) {
+  const Schemes schemes(m);
+  TileAxis h[std::size(kMixed)], w[std::size(kMixed)];
+  for (int i = 0; i < schemes.count; ++i) {
+    h[i] = TileAxis(d.h, d.ih, d.oh, m, schemes.list[i]), w[i] = TileAxis(d.w, d.iw, d.ow, m, schemes.list[i]);
+  }
+  for (int r = 0; r < schemes.count; ++r) {
+    for (int c = 0; c < schemes.count; ++c) {
+      if (d.n * h[r].count * w[c].count > 0) f(h[r], w[c]);
+    }
+  }
+}
+
 // The tiles that have one scheme for their rows and one for their columns.
 struct Part {
   TileAxis h, w;
@@ -126,21 +142,17 @@ class WinogradConv {
     in_step = d.ci + (d.ci * int64_t{sizeof(S)} % 4096 == 0 ? 16 : 0);
     out_step = vectors * L;
     int64_t most = 0;
-    const Schemes schemes(m);
-    for (int r = 0; r < schemes.count; ++r) {
-      for (int c = 0; c < schemes.count; ++c) {
-        Part part{TileAxis(d.h, d.ih, d.oh, m, schemes.list[r]), TileAxis(d.w, d.iw, d.ow, m, schemes.list[c])};
-        part.tiles = d.n * part.h.count * part.w.count;
-        if (part.tiles == 0) continue;
-        const int64_t blocks = (part.tiles + kMostTiles - 1) / kMostTiles;
-        part.block = (part.tiles + blocks - 1) / blocks;
-        part.positions = products_of(part.h.scheme) * products_of(part.w.scheme);
-        part.weights = weights;
-        weights += d.groups * part.positions * vectors * L * d.ci;
-        most = std::max(most, part.positions * part.block);
-        parts[count++] = part;
-      }
-    }
+    for_tiled(d, m, [&](const TileAxis& h, const TileAxis& w) {
+      Part part{h, w};
+      part.tiles = d.n * h.count * w.count;
+      const int64_t blocks = (part.tiles + kMostTiles - 1) / kMostTiles;
+      part.block = (part.tiles + blocks - 1) / blocks;
+      part.positions = products_of(h.scheme) * products_of(w.scheme);
+      part.weights = weights;
+      weights += d.groups * part.positions * vectors * L * d.ci;
+      most = std::max(most, part.positions * part.block);
+      parts[count++] = part;
+    });
     char* at = static_cast<char*>(memory);
     auto take = [&](int64_t elements) {
       char* taken = at;
@@ -522,17 +534,13 @@ int winograd_tile(const DenseConv& d) {
   int best = 0;
   for (int m : {2, 3, 4, 6}) {
     double cost = 0;
-    const Schemes schemes(m);
-    for (int r = 0; r < schemes.count; ++r) {
-      for (int c = 0; c < schemes.count; ++c) {
-        const TileAxis h(d.h, d.ih, d.oh, m, schemes.list[r]), w(d.w, d.iw, d.ow, m, schemes.list[c]);
-        const double rows = products_of(h.scheme), columns = products_of(w.scheme);
-        const double tiles = double(d.n) * double(h.count) * double(w.count);
-        const double transforms = rows * columns * std::max(rows, columns) * (1. / d.co + 1. / d.ci);
-        const double shared = std::max(tiles, kSharingTiles);  // weights that few share come from memory
-        cost += 1.15 * (tiles ? shared * rows * columns + tiles * 4 * transforms : 0);
-      }
-    }
+    for_tiled(d, m, [&](const TileAxis& h, const TileAxis& w) {
+      const double rows = products_of(h.scheme), columns = products_of(w.scheme);
+      const double tiles = double(d.n) * double(h.count) * double(w.count);
+      const double transforms = rows * columns * std::max(rows, columns) * (1. / d.co + 1. / d.ci);
+      const double shared = std::max(tiles, kSharingTiles);  // weights that few share come from memory
+      cost += 1.15 * (shared * rows * columns + tiles * 4 * transforms);
+    });
     if (cost < least) least = cost, best = m;
   }
   return best;
